@@ -1,0 +1,4 @@
+//! Placeholder until the crate map is written.
+pub mod load_balancer;
+pub mod object;
+pub mod reason;

@@ -1,0 +1,295 @@
+//! Kubernetes objects as this crate sees them: the fields that change a decision, parsed once at
+//! the edge and bounded. What is not here is not read.
+//!
+//! Both sources make these from the same JSON value, so that a directory and an API server cannot
+//! mean different things by the same text.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which source an object came from; sources run together and never touch each other's objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceId(pub u16);
+
+/// The kinds that the control plane reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// core/v1 Service.
+    Service,
+    /// discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice,
+    /// core/v1 Node.
+    Node,
+    /// What `translate` makes of a Service; a cloud-controller may hand it in directly.
+    LoadBalancer,
+}
+
+/// Names one object. The uid is part of it: the same name made anew is another object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// Where it came from.
+    pub source: SourceId,
+    /// Which cluster, for sources that serve several; "" otherwise.
+    pub cluster: Arc<str>,
+    /// What it is.
+    pub kind: Kind,
+    /// "" for Nodes.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// "" where a file gives none.
+    pub uid: Arc<str>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{}", self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
+    }
+}
+
+/// Where in a file an object stands; lines and columns count from 1.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// The file.
+    pub file: Arc<PathBuf>,
+    /// Line of the object's first key.
+    pub line: u32,
+    /// Column of it.
+    pub column: u32,
+}
+
+/// What every object carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Meta {
+    /// Its key.
+    pub key: Key,
+    /// Labels and annotations that some rule reads (see `annotations`), bounded in size.
+    pub labels: BTreeMap<Arc<str>, Arc<str>>,
+    /// As above.
+    pub annotations: BTreeMap<Arc<str>, Arc<str>>,
+    /// creationTimestamp, seconds since 1970.
+    pub created: Option<i64>,
+    /// A deletionTimestamp is set.
+    pub deleting: bool,
+    /// Where it was read, for messages.
+    pub location: Option<Location>,
+}
+
+/// An IP family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// The family of `address`.
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+}
+
+/// spec.type.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceType {
+    /// ClusterIP; headless if `Service::headless`.
+    ClusterIp,
+    /// NodePort.
+    NodePort,
+    /// LoadBalancer.
+    LoadBalancer,
+    /// ExternalName.
+    ExternalName,
+}
+
+/// spec.ports[].protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PortProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP; known, and refused per port.
+    Sctp,
+}
+
+/// spec.ipFamilyPolicy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FamilyPolicy {
+    /// SingleStack.
+    #[default]
+    SingleStack,
+    /// PreferDualStack.
+    PreferDualStack,
+    /// RequireDualStack.
+    RequireDualStack,
+}
+
+/// spec.externalTrafficPolicy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Cluster.
+    #[default]
+    Cluster,
+    /// Local.
+    Local,
+}
+
+/// One of spec.ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// "" where none is given.
+    pub name: Arc<str>,
+    /// Its protocol.
+    pub protocol: PortProtocol,
+    /// What clients dial on the VIP.
+    pub port: NonZeroU16,
+    /// What clients dial on a node.
+    pub node_port: Option<NonZeroU16>,
+}
+
+/// A Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Name, labels, annotations.
+    pub meta: Meta,
+    /// spec.type.
+    pub kind: ServiceType,
+    /// spec.loadBalancerClass.
+    pub class: Option<Arc<str>>,
+    /// spec.loadBalancerIP as written.
+    pub load_balancer_ip: Option<Arc<str>>,
+    /// spec.allocateLoadBalancerNodePorts.
+    pub allocate_node_ports: bool,
+    /// spec.externalTrafficPolicy.
+    pub external_traffic_policy: TrafficPolicy,
+    /// spec.healthCheckNodePort.
+    pub health_check_node_port: Option<NonZeroU16>,
+    /// spec.loadBalancerSourceRanges as written: parsed by `translate`, which fails closed.
+    pub source_ranges: Vec<Arc<str>>,
+    /// spec.sessionAffinity ClientIP with its timeout.
+    pub client_ip_affinity: Option<Duration>,
+    /// spec.ipFamilies in order.
+    pub ip_families: Vec<Family>,
+    /// spec.ipFamilyPolicy.
+    pub ip_family_policy: FamilyPolicy,
+    /// spec.clusterIP is "None".
+    pub headless: bool,
+    /// spec.ports.
+    pub ports: Vec<ServicePort>,
+    /// status.loadBalancer.ingress[].ip, for re-adoption from an API server only.
+    pub status_addresses: Vec<IpAddr>,
+}
+
+/// addressType of a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressType {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+    /// FQDN: has no semantics, never served.
+    Fqdn,
+}
+
+/// One of a slice's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// `None` for a nil name, which matches nothing; "" is a valid name.
+    pub name: Option<Arc<str>>,
+    /// Its protocol.
+    pub protocol: PortProtocol,
+    /// `None` for nil or 0.
+    pub port: Option<NonZeroU16>,
+}
+
+/// One of a slice's endpoints. Conditions stay as written: `translate` holds the nil rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// addresses[0] as written; parsed and judged by `translate`.
+    pub address: Arc<str>,
+    /// conditions.ready.
+    pub ready: Option<bool>,
+    /// conditions.serving.
+    pub serving: Option<bool>,
+    /// conditions.terminating.
+    pub terminating: Option<bool>,
+    /// nodeName.
+    pub node: Option<Arc<str>>,
+    /// zone.
+    pub zone: Option<Arc<str>>,
+    /// hints.forZones.
+    pub for_zones: Vec<Arc<str>>,
+    /// hints.forNodes.
+    pub for_nodes: Vec<Arc<str>>,
+    /// targetRef.uid or kind/namespace/name: which pod it is.
+    pub target: Option<Arc<str>>,
+}
+
+/// An EndpointSlice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Name and labels.
+    pub meta: Meta,
+    /// Label kubernetes.io/service-name.
+    pub service: Option<Arc<str>>,
+    /// addressType.
+    pub address_type: AddressType,
+    /// ports.
+    pub ports: Vec<SlicePort>,
+    /// endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Name, labels, annotations.
+    pub meta: Meta,
+    /// status.addresses of type InternalIP, then ExternalIP.
+    pub addresses: Vec<IpAddr>,
+    /// spec.taints keys.
+    pub taints: Vec<Arc<str>>,
+}
+
+/// What a source hands on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A Service.
+    Service(Arc<Service>),
+    /// An EndpointSlice.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A Node.
+    Node(Arc<Node>),
+    /// A load balancer, ready made.
+    LoadBalancer(Arc<crate::load_balancer::LoadBalancer>),
+}
+
+/// The one stream of changes. Between `Init` and `InitDone` of a kind every object that still
+/// exists is applied; what was not is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A list of this kind begins.
+    Init(Kind),
+    /// An object as it is now.
+    Apply(Object),
+    /// An object was deleted.
+    Delete(Key),
+    /// The list is complete.
+    InitDone(Kind),
+}

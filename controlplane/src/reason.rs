@@ -1,0 +1,357 @@
+//! Why a Service is not served, or not as asked: one closed enum. A variant's name is its code in
+//! the admin API, metrics, events and the documentation; its message says what to do.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use lb_core::table::FrontendKey;
+
+use crate::object::{Family, Key};
+
+/// Does a reason stop traffic, or only qualify it?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// The Service (or the port named) is not served.
+    Refused,
+    /// It will be served once something else changes.
+    Pending,
+    /// It is served; its owner should know this.
+    Note,
+}
+
+/// One reason. Text from objects is escaped and cut before it comes here.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum Reason {
+    /// The type asks for no load balancer.
+    #[error("type is {kind}: only LoadBalancer Services get an address{hint}")]
+    NotALoadBalancer {
+        /// ClusterIP, headless, ExternalName or NodePort.
+        kind: &'static str,
+        /// What to do, with its leading separator; may be empty.
+        hint: &'static str,
+    },
+    /// loadBalancerClass names another provider, or none where one is required.
+    #[error("loadBalancerClass {found} belongs to another provider; this appliance serves {ours}")]
+    ForeignClass {
+        /// As written, or "(none)".
+        found: Arc<str>,
+        /// The class served here.
+        ours: Arc<str>,
+    },
+    /// `weir.dev/ignore` or an alias is set.
+    #[error(
+        "annotation {annotation} tells every provider to leave this Service alone; remove it to serve it"
+    )]
+    Ignored {
+        /// Which annotation.
+        annotation: Arc<str>,
+    },
+    /// The label that hands the Service to another proxy.
+    #[error(
+        "label service.kubernetes.io/headless or a foreign service-proxy-name is set: node ports do not exist; pods are dialled directly"
+    )]
+    ForeignServiceProxy,
+    /// The Service asks for something that is not built.
+    #[error("NotSupported: {what}; remove the request to be served without it")]
+    NotSupported {
+        /// What was asked for, and where.
+        what: Arc<str>,
+    },
+    /// A port's protocol is not supported; the other ports are served.
+    #[error("port {port}: protocol SCTP is not supported; other ports are served")]
+    PortProtocolNotSupported {
+        /// The port.
+        port: u16,
+    },
+    /// Two ports of the Service say the same port and protocol.
+    #[error("port {port}/{protocol} is listed twice; the first is served")]
+    DuplicatePort {
+        /// The port.
+        port: u16,
+        /// tcp or udp.
+        protocol: &'static str,
+    },
+    /// A source range does not parse: everything is denied.
+    #[error(
+        "source range {range:?} is not a CIDR: every client is denied until it is corrected (write for example 192.0.2.0/24)"
+    )]
+    BadSourceRange {
+        /// As written.
+        range: Arc<str>,
+    },
+    /// Source ranges name no entry of a family that the Service has an address of.
+    #[error("source ranges list no {family:?} range: every {family:?} client is denied")]
+    FamilyDenied {
+        /// Which family.
+        family: Family,
+    },
+    /// An annotation's value does not parse; it is treated as absent unless it restricts.
+    #[error("annotation {annotation}: {problem}")]
+    BadAnnotation {
+        /// Which annotation.
+        annotation: Arc<str>,
+        /// What is wrong and what is right.
+        problem: Arc<str>,
+    },
+    /// Two places ask for different things; nothing is allocated.
+    #[error("{first} and {second} ask for different addresses; make them equal or remove one")]
+    ConflictingRequest {
+        /// Where.
+        first: Arc<str>,
+        /// And where else.
+        second: Arc<str>,
+    },
+    /// An endpoint is refused for its address.
+    #[error(
+        "endpoint {address} refused: {problem}; allow its range in the appliance's settings (allowEndpoints) if it is meant"
+    )]
+    EndpointRefused {
+        /// As written.
+        address: Arc<str>,
+        /// Which rule.
+        problem: &'static str,
+    },
+    /// More endpoints are wrong than are listed one by one.
+    #[error("{count} more endpoints refused")]
+    MoreEndpointsRefused {
+        /// How many.
+        count: u32,
+    },
+    /// No EndpointSlice has a port for this one.
+    #[error(
+        "port {port} (name {name:?}): no EndpointSlice has a port of this name and protocol; compare the names in the Service and its slices"
+    )]
+    PortNameMismatch {
+        /// The port.
+        port: u16,
+        /// Its name.
+        name: Arc<str>,
+    },
+    /// No endpoint is usable: the port is closed.
+    #[error(
+        "no usable endpoint ({not_ready} not ready, {terminating} terminating): clients are refused until one is ready"
+    )]
+    NoUsableEndpoint {
+        /// How many are not ready.
+        not_ready: u32,
+        /// How many are terminating.
+        terminating: u32,
+    },
+    /// Only terminating endpoints are left, and they still serve.
+    #[error("every endpoint is terminating; {serving} that still serve are used")]
+    OnlyTerminatingEndpoints {
+        /// How many.
+        serving: u32,
+    },
+    /// A VIP uses endpoints of the other family.
+    #[error(
+        "no usable {vip:?} endpoint: the {vip:?} address is served by endpoints of the other family"
+    )]
+    CrossFamily {
+        /// The VIP's family.
+        vip: Family,
+    },
+    /// externalTrafficPolicy Local: the client's address is not kept.
+    #[error("externalTrafficPolicy Local: pods see this appliance's address, not the client's")]
+    ClientAddressNotKept,
+    /// No pool has an address of this family.
+    #[error("no pool has {family:?} addresses; add one with --pool")]
+    NoPool {
+        /// Which family.
+        family: Family,
+    },
+    /// Pools exist, and are full.
+    #[error(
+        "every {family:?} address of the pools is taken; enlarge a pool or free a Service; this one is served as soon as one is free"
+    )]
+    PoolExhausted {
+        /// Which family.
+        family: Family,
+    },
+    /// The named pool does not exist.
+    #[error("no pool is named {pool:?}")]
+    UnknownPool {
+        /// As written.
+        pool: Arc<str>,
+    },
+    /// A requested address is in no pool.
+    #[error(
+        "requested address {address} is in no pool of this appliance; no other is given instead"
+    )]
+    AddressNotInPool {
+        /// As asked.
+        address: IpAddr,
+    },
+    /// A requested address is taken.
+    #[error("requested address {address} is held by {holder}; no other is given instead")]
+    AddressTaken {
+        /// As asked.
+        address: IpAddr,
+        /// By whom.
+        holder: Key,
+    },
+    /// The address held is no longer in a pool; it is kept while the Service lives.
+    #[error("address {address} is in no pool any more; it is kept while the Service lives")]
+    AddressOutsidePools {
+        /// Which.
+        address: IpAddr,
+    },
+    /// A requested address is of a family the Service does not have.
+    #[error(
+        "requested address {address} is of a family that the Service does not list in ipFamilies"
+    )]
+    RequestedFamily {
+        /// As asked.
+        address: IpAddr,
+    },
+    /// Sharing was asked for and is not possible.
+    #[error("cannot share {address} with {holder}: {problem}")]
+    SharingRefused {
+        /// Which address.
+        address: IpAddr,
+        /// With whom.
+        holder: Key,
+        /// Why.
+        problem: &'static str,
+    },
+    /// Two Services want one frontend (fixed addresses); the older has it.
+    #[error("{frontend} is served for {holder}, which is older")]
+    FrontendTaken {
+        /// Which.
+        frontend: FrontendKey,
+        /// By whom.
+        holder: Key,
+    },
+    /// The address could not be put on an interface.
+    #[error("address {address} is not on this machine and cannot be added: {problem}")]
+    AddressNotAdded {
+        /// Which.
+        address: IpAddr,
+        /// Why, and what to do.
+        problem: Arc<str>,
+    },
+    /// A worker could not open a listener.
+    #[error("{frontend} is not listening: {problem}")]
+    NotListening {
+        /// Which.
+        frontend: FrontendKey,
+        /// The bind error, which says what to do.
+        problem: Arc<str>,
+    },
+    /// Listeners do not fit the descriptor limit.
+    #[error(
+        "{frontend} does not fit this process's descriptor limit ({limit}); raise LimitNOFILE or use fewer workers"
+    )]
+    DescriptorLimit {
+        /// Which.
+        frontend: FrontendKey,
+        /// The limit.
+        limit: u64,
+    },
+    /// A document of this object does not parse any more; the last good one is used.
+    #[error("{problem}; the last good content stays in use")]
+    StaleObject {
+        /// With file, line and column.
+        problem: Arc<str>,
+    },
+    /// The same object stands in two places.
+    #[error("also defined in {other}; the first one is used")]
+    DuplicateObject {
+        /// Where.
+        other: Arc<str>,
+    },
+    /// The record of a previous run: no complete list was seen yet.
+    #[error("served from the record of the last run; no complete list was seen yet")]
+    Restored,
+    /// The Service vanished from a list that lost too many at once; it is held.
+    #[error(
+        "missing from the last list together with too many others: held until it returns or the deletion is confirmed (SIGHUP twice)"
+    )]
+    HeldByDeletionGuard,
+}
+
+impl Reason {
+    /// The stable code: the variant's name.
+    pub fn code(&self) -> &'static str {
+        macro_rules! codes {
+            ($($name:ident),* $(,)?) => { match self { $(Reason::$name { .. } => stringify!($name)),* } };
+        }
+        codes!(
+            NotALoadBalancer,
+            ForeignClass,
+            Ignored,
+            ForeignServiceProxy,
+            NotSupported,
+            PortProtocolNotSupported,
+            DuplicatePort,
+            BadSourceRange,
+            FamilyDenied,
+            BadAnnotation,
+            ConflictingRequest,
+            EndpointRefused,
+            MoreEndpointsRefused,
+            PortNameMismatch,
+            NoUsableEndpoint,
+            OnlyTerminatingEndpoints,
+            CrossFamily,
+            ClientAddressNotKept,
+            NoPool,
+            PoolExhausted,
+            UnknownPool,
+            AddressNotInPool,
+            AddressTaken,
+            AddressOutsidePools,
+            RequestedFamily,
+            SharingRefused,
+            FrontendTaken,
+            AddressNotAdded,
+            NotListening,
+            DescriptorLimit,
+            StaleObject,
+            DuplicateObject,
+            Restored,
+            HeldByDeletionGuard,
+        )
+    }
+
+    /// What it does to traffic.
+    pub fn severity(&self) -> Severity {
+        use Reason::*;
+        match self {
+            NotALoadBalancer { .. }
+            | ForeignClass { .. }
+            | Ignored { .. }
+            | NotSupported { .. }
+            | PortProtocolNotSupported { .. }
+            | DuplicatePort { .. }
+            | BadSourceRange { .. }
+            | ConflictingRequest { .. }
+            | RequestedFamily { .. } => Severity::Refused,
+            NoUsableEndpoint { .. }
+            | PortNameMismatch { .. }
+            | NoPool { .. }
+            | PoolExhausted { .. }
+            | UnknownPool { .. }
+            | AddressNotInPool { .. }
+            | AddressTaken { .. }
+            | SharingRefused { .. }
+            | FrontendTaken { .. }
+            | AddressNotAdded { .. }
+            | NotListening { .. }
+            | DescriptorLimit { .. } => Severity::Pending,
+            ForeignServiceProxy
+            | FamilyDenied { .. }
+            | BadAnnotation { .. }
+            | EndpointRefused { .. }
+            | MoreEndpointsRefused { .. }
+            | OnlyTerminatingEndpoints { .. }
+            | CrossFamily { .. }
+            | ClientAddressNotKept
+            | AddressOutsidePools { .. }
+            | StaleObject { .. }
+            | DuplicateObject { .. }
+            | Restored
+            | HeldByDeletionGuard => Severity::Note,
+        }
+    }
+}
