@@ -146,6 +146,11 @@ impl Weir {
         self.try_request(method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.log()))
     }
 
+    /// Does the admin socket answer at all?
+    pub fn admin_answers(&self) -> bool {
+        self.try_request("GET", "/livez").is_ok()
+    }
+
     fn try_request(&self, method: &str, path: &str) -> std::io::Result<(u16, String)> {
         let mut stream = UnixStream::connect(self.dir.path().join("admin.sock"))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
