@@ -151,6 +151,11 @@ impl Weir {
         self.try_request("GET", "/livez").is_ok()
     }
 
+    /// A raw connection to the admin socket.
+    pub fn admin_stream(&self) -> std::io::Result<UnixStream> {
+        UnixStream::connect(self.dir.path().join("admin.sock"))
+    }
+
     fn try_request(&self, method: &str, path: &str) -> std::io::Result<(u16, String)> {
         let mut stream = UnixStream::connect(self.dir.path().join("admin.sock"))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
