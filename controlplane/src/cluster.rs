@@ -147,7 +147,10 @@ impl Cluster {
     }
 
     /// The EndpointSlices of the Service named by `key`, in order of their names.
-    pub fn slices_of(&self, key: &Key) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+    pub fn slices_of<'a>(
+        &'a self,
+        key: &Key,
+    ) -> impl Iterator<Item = &'a Arc<EndpointSlice>> + use<'a> {
         let ids = self.slices_of.get(&Id::of(key));
         let ids = ids.into_iter().flatten();
         ids.filter_map(|id| self.slices.get(id).map(|entry| &entry.object))

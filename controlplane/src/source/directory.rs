@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::Problem;
 use super::file::{self, File, MAX_FILE_BYTES};
@@ -117,13 +117,9 @@ async fn settled(changed: &Notify, settings: &Settings) {
         return;
     }
     let latest = Instant::now() + settings.settle_at_most;
-    loop {
+    while Instant::now() < latest {
         let quiet = latest.min(Instant::now() + settings.settle);
         if timeout_at(quiet, changed.notified()).await.is_err() {
-            return;
-        }
-        if Instant::now() >= latest {
-            sleep_until(latest).await;
             return;
         }
     }

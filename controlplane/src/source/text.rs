@@ -395,8 +395,9 @@ impl<'de> Visitor<'de> for ItemsVisitor {
 pub(super) fn locate(text: &str, object: Position, path: &[Step]) -> Position {
     let mut walk = Walk::new(text);
     while let Some((event, at)) = walk.next() {
-        if at == object && is_node(&event) {
-            return walk.descend(event, at, path).unwrap_or(object);
+        // A list in block style stands where its first entry does, hence not any node.
+        if at == object && matches!(event, Event::MappingStart(..)) {
+            return walk.descend(event, at, path);
         }
     }
     object
@@ -471,7 +472,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Follows `path` from the node `event`, as far as it goes.
-    fn descend(&mut self, event: Event<'a>, at: Position, path: &[Step]) -> Option<Position> {
+    fn descend(&mut self, event: Event<'a>, at: Position, path: &[Step]) -> Position {
         let (mut node, mut place) = (event, at);
         for step in path {
             let found = match (&node, step) {
@@ -482,7 +483,7 @@ impl<'a> Walk<'a> {
             let Some(next) = found else { break };
             (node, place) = next;
         }
-        Some(place)
+        place
     }
 
     fn find_field(&mut self, wanted: &str) -> Option<(Event<'a>, Position)> {
