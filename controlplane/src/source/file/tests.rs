@@ -383,6 +383,30 @@ fn control_characters_never_reach_a_message() {
     );
 }
 
+#[test]
+fn a_file_of_refused_objects_lists_some_and_counts_the_rest() {
+    let text: String = (0..2000)
+        .map(|at| format!("---\n{}", service(&format!("s{at}"), "x")))
+        .collect();
+    let file = yaml(&text);
+    assert_eq!(file.problems.len(), MAX_PROBLEMS + 1);
+    let last = file.problems.last().expect("some");
+    assert_eq!(last.message, "1900 more problems are not listed");
+}
+
+#[test]
+fn the_number_of_values_is_bounded_before_they_are_decoded() {
+    let file = load(
+        "x.json",
+        format!("[{}1]", "1,".repeat(8_000_000)).as_bytes(),
+        None,
+    );
+    assert_eq!(
+        said(&file),
+        ["x.json:1:1: more than 8000000 values in one file"]
+    );
+}
+
 /// The lines of a good document with some of them changed by chance.
 fn mutated() -> impl Strategy<Value = String> {
     let lines: Vec<String> = service("victim", "80").lines().map(str::to_owned).collect();

@@ -1,6 +1,10 @@
 //! One value at a time: what is read, and what is refused with which path.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use super::*;
+use crate::object::{EndpointSlice, Service, ServiceType};
 use serde_json::json;
 
 fn read(value: &Value) -> Result<Object, ObjectError> {
