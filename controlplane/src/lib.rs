@@ -3,3 +3,4 @@ pub mod annotations;
 pub mod load_balancer;
 pub mod object;
 pub mod reason;
+pub mod translate;
