@@ -37,6 +37,7 @@ use crate::object::{EndpointSlice, Family, Service};
 use crate::reason::Reason;
 
 use gate::Front;
+pub use text::shown;
 
 /// So many items of one kind are named one by one in the reasons.
 const LISTED: usize = 5;
@@ -92,7 +93,7 @@ pub fn translate(service: &Service, slices: &[Arc<EndpointSlice>], rules: &Rules
     Translation {
         load_balancer: load_balancer.map(Arc::new),
         reasons,
-        endpoints: endpoints.counts(),
+        endpoints: endpoints.counts,
     }
 }
 
