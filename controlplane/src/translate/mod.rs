@@ -5,9 +5,9 @@
 //! twice. Everything in the objects is a tenant's text: bounded, canonicalised, and never trusted
 //! with an address that only the appliance should reach.
 //!
-//! The line through the module: [`gate`] admits the Service, [`addressing`] says which VIPs it
-//! wants, [`endpoints`] judges and counts what the slices list ([`guard`] refuses addresses),
-//! [`ports`] chooses the backends, [`source_ranges`] and [`options`] make the policy.
+//! The line through the module: `gate` admits the Service, `addressing` says which VIPs it
+//! wants, `endpoints` judges and counts what the slices list (`guard` refuses addresses),
+//! `ports` chooses the backends, `source_ranges` and `options` make the policy.
 //!
 //! Fields that are not read, on purpose: `targetPort` (slices carry the number), `externalIPs` and
 //! `status` (anybody may write the one, and the other is output), `appProtocol` (a hint),

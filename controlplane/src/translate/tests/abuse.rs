@@ -1,5 +1,3 @@
-use std::net::IpAddr;
-
 use super::*;
 
 /// What a slice of either family makes of `address`: its backends and the refusals.
@@ -27,7 +25,7 @@ fn offered(address: &str, rules: &Rules) -> (Vec<String>, Vec<Reason>) {
 #[test]
 fn s1_status_never_asks_for_an_address() {
     let mut hijack = service();
-    hijack.status_addresses = vec!["8.8.8.8".parse().unwrap(), "192.0.2.1".parse().unwrap()];
+    hijack.status_addresses = vec![ip("8.8.8.8"), ip("192.0.2.1")];
     assert_eq!(run_healthy(&hijack), run_healthy(&service()));
 }
 
@@ -42,25 +40,19 @@ fn s1_a_wanted_address_is_only_a_request() {
     let Addressing::Pools { requested, .. } = &served(&translation).addressing else {
         panic!("a wanted address never becomes a fixed one");
     };
-    assert_eq!(requested, &["10.96.0.1".parse::<IpAddr>().unwrap()]);
+    assert_eq!(requested, &[ip("10.96.0.1")]);
 }
 
 /// S2: every kind of forbidden address in every encoding.
 #[test]
 fn s2_forbidden_endpoints_in_every_encoding() {
     let rules = Rules {
-        node_port_addresses: vec!["198.51.100.7".parse().unwrap()],
+        node_port_addresses: vec![ip("198.51.100.7")],
         pools: vec![
-            ("192.0.2.16".parse().unwrap(), "192.0.2.31".parse().unwrap()),
-            (
-                "2001:db8:f::".parse().unwrap(),
-                "2001:db8:f::ff".parse().unwrap(),
-            ),
+            (ip("192.0.2.16"), ip("192.0.2.31")),
+            (ip("2001:db8:f::"), ip("2001:db8:f::ff")),
         ],
-        own_addresses: vec![
-            "198.51.100.9".parse().unwrap(),
-            "2001:db8::9".parse().unwrap(),
-        ],
+        own_addresses: vec![ip("198.51.100.9"), ip("2001:db8::9")],
         ..Rules::default()
     };
     let forbidden_v4 = [
@@ -83,7 +75,10 @@ fn s2_forbidden_endpoints_in_every_encoding() {
         "198.51.100.9",
     ];
     for text in forbidden_v4 {
-        let [a, b, c, d] = text.parse::<std::net::Ipv4Addr>().unwrap().octets();
+        let [a, b, c, d] = text
+            .parse::<std::net::Ipv4Addr>()
+            .expect("an address")
+            .octets();
         let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         for encoded in [
             text.to_owned(),
@@ -176,8 +171,11 @@ fn s2_forbidden_endpoints_in_every_encoding() {
 #[test]
 fn s2_settings_open_what_they_name_and_no_more() {
     let allow = |nets: &[&str]| Rules {
-        allow_endpoints: nets.iter().map(|net| net.parse().unwrap()).collect(),
-        pools: vec![("10.9.0.0".parse().unwrap(), "10.9.0.255".parse().unwrap())],
+        allow_endpoints: nets
+            .iter()
+            .map(|net| net.parse().expect("a prefix"))
+            .collect(),
+        pools: vec![(ip("10.9.0.0"), ip("10.9.0.255"))],
         ..Rules::default()
     };
     for (nets, address, is_dialled) in [

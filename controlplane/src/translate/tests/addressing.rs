@@ -1,5 +1,3 @@
-use std::net::IpAddr;
-
 use super::*;
 
 fn pools(translation: &Translation) -> (Vec<Family>, bool, Vec<String>) {
@@ -61,7 +59,7 @@ fn without_ip_families_the_pools_decide_and_the_slices_do_not() {
         ip_families: Vec::new(),
         ..service()
     };
-    let pool = |text: &str| (text.parse().unwrap(), text.parse().unwrap());
+    let pool = |text: &str| (ip(text), ip(text));
     for (ranges, expected) in [
         (vec![], Family::V4),
         (vec![pool("192.0.2.1")], Family::V4),

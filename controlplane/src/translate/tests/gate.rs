@@ -275,10 +275,7 @@ fn allocate_load_balancer_node_ports_false_simply_works() {
 #[test]
 fn node_port_services_are_fronted_at_the_given_addresses() {
     let rules = Rules {
-        node_port_addresses: vec![
-            "192.0.2.10".parse().unwrap(),
-            "2001:db8::10".parse().unwrap(),
-        ],
+        node_port_addresses: vec![ip("192.0.2.10"), ip("2001:db8::10")],
         ..Rules::default()
     };
     let mut node_port = Service {

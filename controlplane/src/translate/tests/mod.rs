@@ -7,6 +7,7 @@ mod gate;
 mod policy;
 mod properties;
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
@@ -36,6 +37,10 @@ fn meta(kind: Kind, name: &str) -> Meta {
         deleting: false,
         location: None,
     }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
 }
 
 fn number(port: u16) -> NonZeroU16 {

@@ -220,10 +220,7 @@ fn s3_source_ranges_fail_closed() {
             port.node_port = NonZeroU16::new(30000 + at as u16);
         }
         let rules = Rules {
-            node_port_addresses: vec![
-                "192.0.2.10".parse().unwrap(),
-                "2001:db8::1".parse().unwrap(),
-            ],
+            node_port_addresses: vec![ip("192.0.2.10"), ip("2001:db8::1")],
             ..Rules::default()
         };
         for kind in [ranged, as_node_port] {

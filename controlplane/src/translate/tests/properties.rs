@@ -1,5 +1,3 @@
-use std::net::IpAddr;
-
 use proptest::collection::vec;
 use proptest::option::of as maybe;
 use proptest::prelude::*;
@@ -163,8 +161,8 @@ fn services() -> impl Strategy<Value = Service> {
 fn rules() -> Rules {
     Rules {
         zone: Some("a".into()),
-        node_port_addresses: vec!["198.51.100.1".parse().unwrap()],
-        pools: vec![("192.0.2.0".parse().unwrap(), "192.0.2.255".parse().unwrap())],
+        node_port_addresses: vec![ip("198.51.100.1")],
+        pools: vec![(ip("192.0.2.0"), ip("192.0.2.255"))],
         ..Rules::default()
     }
 }
