@@ -334,6 +334,14 @@ fn k7_duplicates_are_one_and_the_right_one() {
             active,
         ),
         (
+            "other pod: ready wins over gone, whatever their names",
+            vec![
+                at(2, vec![pod(gone(), "a")]),
+                at(1, vec![pod(endpoint(IP), "b")]),
+            ],
+            active,
+        ),
+        (
             "other pod: serving wins over not ready",
             vec![
                 at(2, vec![pod(unready(), "b")]),

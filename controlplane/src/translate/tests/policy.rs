@@ -165,12 +165,7 @@ fn s3_source_ranges_fail_closed() {
             Some("192.0.2.0/24 ::/0"),
             &[],
         ),
-        (
-            &["::ffff:192.0.2.0/120", "::/0"],
-            None,
-            Some("192.0.2.0/24 ::/0"),
-            &[],
-        ),
+        (&["::ffff:192.0.2.0/120", "::/0"], None, Some(""), &[]),
         (&["010.0.0.0/8", "::/0"], None, Some("10.0.0.0/8 ::/0"), &[]),
         // The annotation only while the field is empty.
         (

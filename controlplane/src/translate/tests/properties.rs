@@ -176,6 +176,7 @@ fn is_forbidden(address: IpAddr) -> bool {
                 || v4.is_multicast()
                 || v4.is_broadcast()
                 || v4.octets()[0] == 0
+                || v4.octets()[0] >= 240
                 || v4.octets()[..3] == [192, 0, 2]
                 || v4.octets() == [198, 51, 100, 1]
         }
