@@ -80,9 +80,13 @@ impl Default for Rules {
 }
 
 /// What `service` with these `slices` means under `rules`. Slices of other Services are left out.
-pub fn translate(service: &Service, slices: &[Arc<EndpointSlice>], rules: &Rules) -> Translation {
+pub fn translate<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
+    rules: &Rules,
+) -> Translation {
     let mut reasons = Vec::new();
-    let own = slices.iter().filter(|slice| belongs(slice, service));
+    let own = slices.into_iter().filter(|slice| belongs(slice, service));
     let endpoints = endpoints::gather(own.map(|slice| &**slice), rules);
     let load_balancer = serve(service, &endpoints, rules, &mut reasons);
     if load_balancer.is_some() {

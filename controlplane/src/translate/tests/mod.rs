@@ -2,6 +2,7 @@
 
 mod abuse;
 mod addressing;
+mod dump;
 mod endpoints;
 mod gate;
 mod policy;
