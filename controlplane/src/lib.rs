@@ -36,3 +36,4 @@ pub mod load_balancer;
 pub mod object;
 pub mod reason;
 pub mod source;
+pub mod translate;
