@@ -26,6 +26,8 @@
 
 mod free;
 mod hold;
+mod keep;
+mod place;
 mod pool;
 mod record;
 #[cfg(test)]
@@ -36,10 +38,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use self::hold::{Claim, Holdings, Obstacle};
-use self::waiting::{Age, Cause, Order, Waiting};
+use self::hold::{Claim, Holdings};
+use self::keep::Name;
+use self::waiting::{Age, Order, Waiting};
 use crate::load_balancer::{Addressing, LoadBalancer};
-use crate::object::{Family, Key, Kind};
+use crate::object::{Family, Key};
 use crate::reason::Reason;
 
 pub use self::pool::{Pool, PoolError, Pools, Range};
@@ -71,18 +74,6 @@ struct Member {
     order: Order,
     held: Vec<IpAddr>,
     assignment: Assignment,
-}
-
-/// What a recorded load balancer is found by; the uid is compared apart.
-type Name = (Arc<str>, Kind, Arc<str>, Arc<str>);
-
-fn name_of(key: &Key) -> Name {
-    (
-        key.cluster.clone(),
-        key.kind,
-        key.namespace.clone(),
-        key.name.clone(),
-    )
 }
 
 /// What one call of `apply` or `complete` did so far.
@@ -224,34 +215,6 @@ impl Allocator {
         Record { entries }
     }
 
-    fn remember(&mut self, entry: Entry) {
-        for address in &entry.addresses {
-            self.holdings.reserve(*address, &entry.key);
-        }
-        self.unseen
-            .entry(name_of(&entry.key))
-            .or_default()
-            .push(entry);
-    }
-
-    /// Drops a reservation, if nobody came for it.
-    fn forget(&mut self, entry: &Entry, turn: &mut Turn) {
-        let name = name_of(&entry.key);
-        let Some(entries) = self.unseen.get_mut(&name) else {
-            return;
-        };
-        if let Some(at) = entries.iter().position(|here| here == entry) {
-            entries.remove(at);
-            for address in &entry.addresses {
-                self.holdings.unreserve(*address, &entry.key);
-                turn.addresses.insert(*address);
-            }
-        }
-        if entries.is_empty() {
-            self.unseen.remove(&name);
-        }
-    }
-
     /// Returns what it held.
     fn leave(&mut self, key: &Key, turn: &mut Turn) -> Option<Entry> {
         if let Some(assignment) = self.fixed.remove(key) {
@@ -362,232 +325,6 @@ impl Allocator {
         }
     }
 
-    /// Lets arrivals keep what they held or what is recorded for them, oldest first, and queues
-    /// them all.
-    fn keep(&mut self, mut arrivals: Vec<(Member, Option<Entry>)>, turn: &mut Turn) {
-        arrivals.sort_by(|(a, _), (b, _)| {
-            (&a.order.age, &a.order.key).cmp(&(&b.order.age, &b.order.key))
-        });
-        for likeness in [Likeness::Same, Likeness::SameSource, Likeness::SameName] {
-            for (member, previous) in &mut arrivals {
-                if previous.is_none() {
-                    *previous = self.recall(&member.order.key, likeness);
-                }
-            }
-        }
-        for (mut member, previous) in arrivals {
-            if let Some(previous) = previous {
-                self.keep_one(&mut member, &previous, turn);
-            }
-            turn.queue.insert(member.order.clone());
-            self.members.insert(member.order.key.clone(), member);
-        }
-    }
-
-    fn recall(&mut self, key: &Key, likeness: Likeness) -> Option<Entry> {
-        let name = name_of(key);
-        let entries = self.unseen.get_mut(&name)?;
-        let at = entries.iter().position(|entry| {
-            let (ours, theirs) = (&key.uid, &entry.key.uid);
-            let may_be = ours == theirs || ours.is_empty() || theirs.is_empty();
-            match likeness {
-                Likeness::Same => ours == theirs && key.source == entry.key.source,
-                Likeness::SameSource => may_be && key.source == entry.key.source,
-                Likeness::SameName => may_be,
-            }
-        })?;
-        let entry = entries.remove(at);
-        if entries.is_empty() {
-            self.unseen.remove(&name);
-        }
-        for address in &entry.addresses {
-            self.holdings.unreserve(*address, &entry.key);
-        }
-        self.revision += 1;
-        Some(entry)
-    }
-
-    fn keep_one(&mut self, member: &mut Member, previous: &Entry, turn: &mut Turn) {
-        // Those that wait to join it may: a reservation ended.
-        turn.sharing.extend(member.claim.sharing.clone());
-        for &address in &previous.addresses {
-            // Whoever waits for it may have it now, or learns who has it.
-            turn.addresses.insert(address);
-            if self.may_keep(&member.wish, address, previous.pool.as_ref())
-                && !member
-                    .held
-                    .iter()
-                    .any(|held| held.is_ipv4() == address.is_ipv4())
-                && self.holdings.check(address, &member.claim, true).is_ok()
-            {
-                take(&mut self.holdings, member, address, turn);
-            }
-        }
-    }
-
-    /// Does the specification leave the address where it is? `pool` is what was asked for before.
-    fn may_keep(&self, wish: &Wish, address: IpAddr, pool: Option<&Arc<str>>) -> bool {
-        let family = Family::of(address);
-        if !wish.families.contains(&family) {
-            return false;
-        }
-        if let Some(requested) = wish.requested.iter().find(|a| Family::of(**a) == family) {
-            return *requested == address;
-        }
-        let pools = self.holdings.pools();
-        match &wish.pool {
-            Some(name) if pool != Some(name) => {
-                pools.of(address).is_some() && pools.of(address) == pools.by_name(name)
-            }
-            _ => true,
-        }
-    }
-
-    /// Places the queue and everybody whom the changes help, first in order first.
-    fn settle(&mut self, turn: &mut Turn) {
-        loop {
-            for address in std::mem::take(&mut turn.addresses) {
-                turn.queue.extend(self.waiting.at(address));
-            }
-            for sharing in std::mem::take(&mut turn.sharing) {
-                turn.queue.extend(self.waiting.sharing(&sharing));
-            }
-            // A waiter leaves its list when tried: it takes an address, or lacks something of
-            // another list. So the loop ends.
-            let waiter = self
-                .waiting
-                .first(|family, place| self.holdings.has_free(family, place));
-            let Some(order) = turn.queue.first().into_iter().chain(&waiter).min().cloned() else {
-                return;
-            };
-            turn.queue.remove(&order);
-            self.waiting.remove(&order.key);
-            if let Some(mut member) = self.members.remove(&order.key) {
-                turn.before
-                    .entry(order.key.clone())
-                    .or_insert_with(|| member.assignment.clone());
-                let causes = self.place(&mut member, turn);
-                if !causes.is_empty() {
-                    self.waiting.insert(&order, causes);
-                }
-                self.members.insert(order.key, member);
-            }
-        }
-    }
-
-    /// Completes what `member` holds, or takes it all away; returns what it waits for.
-    fn place(&mut self, member: &mut Member, turn: &mut Turn) -> Vec<Cause> {
-        let mut lacks = Lacks::default();
-        let mut found = Vec::new();
-        for address in &member.wish.requested {
-            if !member.wish.families.contains(&Family::of(*address)) {
-                lacks.fatal(Reason::RequestedFamily { address: *address }, None);
-            }
-        }
-        for (index, &family) in member.wish.families.iter().enumerate() {
-            if member.held.iter().any(|held| Family::of(*held) == family) {
-                continue;
-            }
-            let requested = member
-                .wish
-                .requested
-                .iter()
-                .find(|a| Family::of(**a) == family);
-            let fatal = member.wish.all || index == 0 || requested.is_some();
-            let outcome = match requested {
-                Some(address) => self.requested(*address, member),
-                None => self.unrequested(family, member),
-            };
-            match outcome {
-                Ok(address) => found.push(address),
-                Err((reason, cause)) if fatal => lacks.fatal(reason, cause),
-                Err((Reason::NoPool { .. }, None)) => {} // What the pools allow: nothing to tell.
-                Err((reason, cause)) => lacks.note(reason, cause),
-            }
-        }
-        if lacks.is_fatal {
-            release(&mut self.holdings, member, turn);
-        } else {
-            for address in found {
-                take(&mut self.holdings, member, address, turn);
-            }
-        }
-        let pools = self.holdings.pools();
-        let outside = member
-            .held
-            .iter()
-            .filter(|address| pools.of(**address).is_none());
-        lacks
-            .reasons
-            .extend(outside.map(|&address| Reason::AddressOutsidePools { address }));
-        lacks.reasons.sort();
-        lacks.reasons.dedup();
-        member.assignment = Assignment {
-            addresses: in_order(&member.wish.families, &member.held),
-            reasons: lacks.reasons,
-        };
-        if let (false, Some(sharing)) = (lacks.causes.is_empty(), &member.claim.sharing) {
-            lacks.causes.push(Cause::Sharing(sharing.clone()));
-        }
-        lacks.causes
-    }
-
-    fn requested(
-        &self,
-        address: IpAddr,
-        member: &Member,
-    ) -> Result<IpAddr, (Reason, Option<Cause>)> {
-        let pools = self.holdings.pools();
-        let Some(place) = pools.of(address) else {
-            return Err((Reason::AddressNotInPool { address }, None));
-        };
-        if let Some(pool) = &member.wish.pool
-            && pools.by_name(pool) != Some(place)
-        {
-            let reason = Reason::ConflictingRequest {
-                first: format!("requested address {address}").into(),
-                second: format!("requested pool {pool:?}").into(),
-            };
-            return Err((reason, None));
-        }
-        match self.holdings.check(address, &member.claim, false) {
-            Ok(()) => Ok(address),
-            Err(obstacle) => {
-                let reason = match obstacle {
-                    Obstacle::Taken { holder } => Reason::AddressTaken { address, holder },
-                    Obstacle::Sharing { holder, problem } => Reason::SharingRefused {
-                        address,
-                        holder,
-                        problem,
-                    },
-                };
-                Err((reason, Some(Cause::Address(address))))
-            }
-        }
-    }
-
-    fn unrequested(
-        &self,
-        family: Family,
-        member: &Member,
-    ) -> Result<IpAddr, (Reason, Option<Cause>)> {
-        let pools = self.holdings.pools();
-        let place = match &member.wish.pool {
-            None => None,
-            Some(name) => match pools.by_name(name) {
-                Some(place) => Some(place),
-                None => return Err((Reason::UnknownPool { pool: name.clone() }, None)),
-            },
-        };
-        if !pools.have_family(place, family) {
-            return Err((Reason::NoPool { family }, None));
-        }
-        self.holdings.find(family, place, &member.claim).ok_or((
-            Reason::PoolExhausted { family },
-            Some(Cause::Free(family, place)),
-        ))
-    }
-
     fn finish(&mut self, turn: Turn) -> BTreeSet<Key> {
         let mut changed = BTreeSet::new();
         for (key, before) in turn.before {
@@ -600,38 +337,6 @@ impl Allocator {
             }
         }
         changed
-    }
-}
-
-/// How a record's entry is like a load balancer of its name; the likest is looked for first, for
-/// it is nobody else's.
-#[derive(Clone, Copy)]
-enum Likeness {
-    /// Source and uid agree.
-    Same,
-    /// The source agrees, and a uid is unknown on either side.
-    SameSource,
-    /// Another source, and the uids do not disagree.
-    SameName,
-}
-
-/// What a load balancer did not get.
-#[derive(Default)]
-struct Lacks {
-    reasons: Vec<Reason>,
-    causes: Vec<Cause>,
-    is_fatal: bool,
-}
-
-impl Lacks {
-    fn note(&mut self, reason: Reason, cause: Option<Cause>) {
-        self.reasons.push(reason);
-        self.causes.extend(cause);
-    }
-
-    fn fatal(&mut self, reason: Reason, cause: Option<Cause>) {
-        self.note(reason, cause);
-        self.is_fatal = true;
     }
 }
 

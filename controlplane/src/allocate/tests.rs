@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::load_balancer::Port;
-use crate::object::SourceId;
+use crate::object::{Kind, SourceId};
 use crate::state::Document;
 
 fn key(name: &str) -> Key {
