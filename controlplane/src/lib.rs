@@ -29,6 +29,7 @@
 //! I/O in `cluster`, `translate`, `allocate` and `compile`: they are pure. Any word of io_uring,
 //! sockets or workers: this crate sees the table and a handle.
 
+pub mod allocate;
 pub mod annotations;
 pub mod cluster;
 pub mod compile;
@@ -36,4 +37,6 @@ pub mod load_balancer;
 pub mod object;
 pub mod reason;
 pub mod source;
+pub mod state;
 pub mod translate;
+pub mod addresses;
