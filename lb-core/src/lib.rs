@@ -1,5 +1,6 @@
 //! Placeholder until the crate map is written.
 #![allow(dead_code)]
+pub mod affinity;
 pub mod balance;
 pub mod plane;
 pub mod slab;

@@ -36,6 +36,8 @@ pub(crate) struct Cx {
     pub(crate) scratch: Box<[u8]>,
     /// The key of the table that this turn runs.
     pub(crate) hash_key: HashKey,
+    /// The key of this worker's own maps: clients cannot know it, and no other worker needs it.
+    pub(crate) pin_key: HashKey,
     /// What the process allows itself.
     pub(crate) limits: Rc<Limits>,
     /// New work is refused: the live is finished.
@@ -52,13 +54,15 @@ impl Cx {
         limits: Rc<Limits>,
         seed: u64,
     ) -> Cx {
+        let mut rng = Rng(seed);
         Cx {
             now,
             poller,
             timers: Wheel::new(now),
             counters,
             descriptors,
-            rng: Rng(seed),
+            pin_key: HashKey(rng.bytes()),
+            rng,
             scratch: vec![0; SCRATCH].into(),
             hash_key,
             limits,
@@ -115,5 +119,10 @@ impl Rng {
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ z >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ z >> 31
+    }
+
+    /// 16 random bytes.
+    fn bytes(&mut self) -> [u8; 16] {
+        (u128::from(self.next()) << 64 | u128::from(self.next())).to_le_bytes()
     }
 }

@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cx::{Cx, Rng};
+use crate::affinity::Pins;
 use crate::balance::{View, key_hash};
 use crate::stats::FrontendCounters;
-use crate::table::{Frontend, FrontendKey, Policy, Pool, Slot};
+use crate::table::{BackendState, Frontend, FrontendKey, Policy, Pool, Slot};
 use crate::time::Time;
 
 /// How long a backend is passed over after its first failed connect; doubles with each failure
@@ -107,6 +108,8 @@ pub(crate) struct Local {
     backends: RefCell<Vec<Rc<BackendLocal>>>,
     listener: RefCell<Option<Rc<OwnedFd>>>,
     ticket: Cell<u64>,
+    /// Made when affinity is first seen on.
+    pins: RefCell<Option<Pins>>,
 }
 
 impl Local {
@@ -120,6 +123,7 @@ impl Local {
             backends: RefCell::default(),
             listener: RefCell::default(),
             ticket: Cell::new(0),
+            pins: RefCell::default(),
         };
         local.adopt(&frontend.pool, Vec::new());
         local
@@ -151,6 +155,15 @@ impl Local {
             let known = self.backends.take();
             self.adopt(&frontend.pool, known);
         }
+        if old.policy.affinity != frontend.policy.affinity {
+            let mut pins = self.pins.borrow_mut();
+            match (frontend.policy.affinity, pins.as_mut()) {
+                (Some(timeout), Some(pins)) => pins.set_timeout(timeout),
+                // Turned off: no client stays, were it turned on again.
+                (None, _) => *pins = None,
+                (Some(_), None) => {}
+            }
+        }
     }
 
     fn adopt(&self, pool: &Pool, known: Vec<Rc<BackendLocal>>) {
@@ -174,6 +187,9 @@ impl Local {
 
     /// The backend that takes new work of `client`, other than those in `tried`. Marked ones come
     /// only when all others are tried; `None` when every usable one is.
+    ///
+    /// With affinity, a client keeps the backend that it has for as long as that one is usable,
+    /// unmarked and untried; whichever it gets is its own from now on.
     pub(crate) fn pick(
         &self,
         cx: &mut Cx,
@@ -181,12 +197,51 @@ impl Local {
         tried: &[SocketAddr],
     ) -> Option<Claim> {
         let frontend = self.frontend.borrow();
-        let hash = key_hash(
-            &cx.hash_key,
-            client,
-            &self.key,
-            frontend.policy.affinity.is_some(),
-        );
+        let Some(timeout) = frontend.policy.affinity else {
+            let hash = key_hash(&cx.hash_key, client, &self.key, false);
+            return self.balance(&frontend.pool, cx, hash, tried);
+        };
+        if let Some(claim) = self.pinned(&frontend.pool, cx, client, tried) {
+            return Some(claim);
+        }
+        let hash = key_hash(&cx.hash_key, client, &self.key, true);
+        let claim = self.balance(&frontend.pool, cx, hash, tried)?;
+        let mut pins = self.pins.borrow_mut();
+        let pins = pins.get_or_insert_with(|| Pins::new(cx.limits.pins, timeout, &cx.pin_key));
+        if pins.pin(client.ip(), claim.address, cx.now).is_err() {
+            self.counters.affinity_full.add(1);
+        }
+        Some(claim)
+    }
+
+    /// The backend that `client` is pinned to, its time begun anew.
+    fn pinned(
+        &self,
+        pool: &Pool,
+        cx: &Cx,
+        client: SocketAddr,
+        tried: &[SocketAddr],
+    ) -> Option<Claim> {
+        let backends = self.backends.borrow();
+        let usable = |address| {
+            let at = pool
+                .backends
+                .binary_search_by_key(&address, |b| b.address)
+                .ok()?;
+            let backend = &pool.backends[at];
+            let takes = backend.state == BackendState::Active
+                && backend.weight > 0
+                && !backends[at].is_marked(cx.now)
+                && !tried.contains(&address);
+            takes.then_some(at)
+        };
+        let mut pins = self.pins.borrow_mut();
+        let pins = pins.as_mut()?;
+        let address = pins.lookup(client.ip(), cx.now, |a| usable(a).is_some())?;
+        backends.get(usable(address)?).map(Claim::new)
+    }
+
+    fn balance(&self, pool: &Pool, cx: &mut Cx, hash: u64, tried: &[SocketAddr]) -> Option<Claim> {
         let backends = self.backends.borrow();
         let mut view = Seen {
             backends: &backends,
@@ -196,12 +251,20 @@ impl Local {
             rng: &mut cx.rng,
             ticket: &self.ticket,
         };
-        let mut picked = frontend.pool.pick(hash, &mut view);
+        let mut picked = pool.pick(hash, &mut view);
         if picked.is_none() {
             view.marks = false;
-            picked = frontend.pool.pick(hash, &mut view);
+            picked = pool.pick(hash, &mut view);
         }
         backends.get(picked?).map(Claim::new)
+    }
+
+    /// Forgets pins whose time is over, `budget` of them at most.
+    pub(super) fn expire_pins(&self, now: Time, budget: usize) {
+        let mut pins = self.pins.borrow_mut();
+        if let Some(pins) = pins.as_mut() {
+            pins.expire(now, budget);
+        }
     }
 }
 
