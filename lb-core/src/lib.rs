@@ -1,5 +1,6 @@
 //! Placeholder until the crate map is written.
 pub mod balance;
+pub mod conn;
 pub mod plane;
 pub mod stats;
 pub mod table;
