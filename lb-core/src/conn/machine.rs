@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::relay::{Direction, Stage};
-use super::{Action, Actions, Cause, CloseReason, Event, Side, Timeouts};
+use super::{Action, Actions, Cause, Event, Side, Timeouts};
+use crate::stats::CloseReason;
 use crate::time::Time;
 
 /// How often every backend is tried before a connection is refused, as long as none of them costs
@@ -46,8 +47,6 @@ pub struct Conn {
     pub(super) active: Time,
     /// When all tries end; once connected, unused.
     budget_ends: Time,
-    /// When a drain cuts it.
-    drain_ends: Time,
     /// What the driver's timer is set to.
     armed: Time,
 }
@@ -66,7 +65,6 @@ impl Conn {
             timeouts,
             active: Time::ZERO,
             budget_ends: NEVER,
-            drain_ends: NEVER,
             armed: NEVER,
         }
     }
@@ -127,10 +125,7 @@ impl Conn {
                 self.active = now;
             }
             (_, Event::Timer) => self.on_timer(now, out),
-            (_, Event::Drain { deadline }) => {
-                self.drain_ends = self.drain_ends.min(deadline);
-                self.arm(out);
-            }
+            (_, Event::Cut) => self.abort(CloseReason::DrainDeadline, out),
             // A completion of an operation that nobody waits for any more.
             _ => {}
         }
@@ -174,8 +169,8 @@ impl Conn {
     fn give_up(&mut self, out: &mut Actions) {
         let reason = match self.last_cause {
             None => CloseReason::NoBackend,
-            Some(Cause::Exhausted) => CloseReason::Shed,
-            Some(Cause::TimedOut) => CloseReason::ConnectTimeout,
+            Some(Cause::Exhausted) => CloseReason::DescriptorLimit,
+            Some(Cause::NoPort | Cause::Unexpected) => CloseReason::LocalError,
             Some(_) => CloseReason::ConnectFailed,
         };
         out.push(Action::Reset {
@@ -215,8 +210,7 @@ impl Conn {
     pub(super) fn abort(&mut self, reason: CloseReason, out: &mut Actions) {
         match self.phase {
             Phase::New | Phase::Picking | Phase::Closed => {}
-            Phase::Connecting => out.push(Action::CloseUpstream),
-            Phase::Relaying | Phase::Flushing(_) => out.push(Action::Reset {
+            Phase::Connecting | Phase::Relaying | Phase::Flushing(_) => out.push(Action::Reset {
                 side: Side::Upstream,
             }),
         }
@@ -237,9 +231,6 @@ impl Conn {
         if now < self.deadline() {
             return self.arm(out);
         }
-        if now >= self.drain_ends {
-            return self.abort(CloseReason::DrainDeadline, out);
-        }
         match self.phase {
             Phase::New | Phase::Picking | Phase::Closed => {}
             Phase::Connecting => self.on_connect_failed(now, Cause::TimedOut, out),
@@ -253,15 +244,14 @@ impl Conn {
 
     /// When something must happen if nothing completes before.
     fn deadline(&self) -> Time {
-        let own = match self.phase {
+        match self.phase {
             Phase::New | Phase::Picking | Phase::Closed => NEVER,
             Phase::Connecting => (self.active + self.timeouts.connect()).min(self.budget_ends),
             Phase::Relaying => self
                 .timeouts
                 .silence_ends(self.active, self.is_half_closed()),
             Phase::Flushing(_) => self.active + FLUSH_STALL,
-        };
-        own.min(self.drain_ends)
+        }
     }
 
     /// Sets the driver's timer, if it would fire too late.
@@ -277,8 +267,8 @@ impl Conn {
 /// The reason of a connection that ended because `side` failed.
 pub(super) fn failure_reason(side: Side, cause: Cause) -> CloseReason {
     match (side, cause) {
-        (Side::Downstream, Cause::TimedOut | Cause::Unreachable) => CloseReason::DownstreamTimeout,
-        (Side::Upstream, Cause::TimedOut | Cause::Unreachable) => CloseReason::UpstreamTimeout,
+        (Side::Downstream, Cause::TimedOut | Cause::Unreachable) => CloseReason::DownstreamTimedOut,
+        (Side::Upstream, Cause::TimedOut | Cause::Unreachable) => CloseReason::UpstreamTimedOut,
         (Side::Downstream, _) => CloseReason::DownstreamReset,
         (Side::Upstream, _) => CloseReason::UpstreamReset,
     }

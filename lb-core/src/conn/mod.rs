@@ -12,7 +12,7 @@
 //!    └──────────▶ Picking ──Picked──▶ Connecting ───────┴────────────────────────────┘
 //!                    │ NoBackend,          │ Connected
 //!                    │ rounds or budget    ▼
-//!                    │ spent           Relaying ──both FINs forwarded──▶ Close(Completed)
+//!                    │ spent           Relaying ──both FINs forwarded──▶ Close(Finished)
 //!                    ▼                     │
 //!               reset, Close               │ one side failed (RST, timeout), and all that it had
 //!                                          │ sent is handed to the other side's socket
@@ -55,6 +55,7 @@ use std::time::Duration;
 pub use actions::Actions;
 pub use machine::Conn;
 
+use crate::stats::CloseReason;
 use crate::time::Time;
 
 /// One of the two sockets of a connection.
@@ -118,37 +119,6 @@ pub enum Cause {
     Unexpected,
 }
 
-/// Why a connection ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum CloseReason {
-    /// Both sides sent FIN and every byte was forwarded.
-    Completed,
-    /// The client is not in the frontend's source ranges.
-    SourceDenied,
-    /// No backend was usable.
-    NoBackend,
-    /// Every backend that was tried refused, or could not be reached.
-    ConnectFailed,
-    /// No backend answered within the budget.
-    ConnectTimeout,
-    /// No descriptor was left for the upstream socket.
-    Shed,
-    /// The client sent RST.
-    DownstreamReset,
-    /// The backend sent RST.
-    UpstreamReset,
-    /// The client vanished.
-    DownstreamTimeout,
-    /// The backend vanished.
-    UpstreamTimeout,
-    /// No byte either way for the idle timeout.
-    IdleTimeout,
-    /// No byte for the half-close timeout after one side's FIN.
-    HalfCloseTimeout,
-    /// Still open at the end of a drain.
-    DrainDeadline,
-}
-
 /// What completed. An event that fits no outstanding operation (it came too late) is ignored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -204,11 +174,8 @@ pub enum Event {
     },
     /// The timer of the last [`Action::Arm`] fired. One that fires early is harmless.
     Timer,
-    /// The worker drains: go on, but be gone by then.
-    Drain {
-        /// When it is cut.
-        deadline: Time,
-    },
+    /// The end of a drain: whatever is open is reset.
+    Cut,
 }
 
 /// What to start. Actions are carried out in the order given.
@@ -221,7 +188,7 @@ pub enum Action {
     },
     /// Open the upstream socket and connect it to the backend picked.
     Connect,
-    /// Give up the try: close the upstream socket.
+    /// The try has failed, or has had its time: close the upstream socket.
     CloseUpstream,
     /// Receive from this side, into an empty buffer.
     Receive {

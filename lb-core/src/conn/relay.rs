@@ -1,7 +1,8 @@
 //! Bytes, FINs and failures of a connected pair.
 
 use super::machine::{Conn, failure_reason};
-use super::{Action, Actions, Cause, CloseReason, Operation, Side};
+use super::{Action, Actions, Cause, Operation, Side};
+use crate::stats::CloseReason;
 use crate::time::Time;
 
 /// Where one direction stands.
@@ -127,7 +128,7 @@ impl Conn {
             // Its receive is outstanding, or follows the send that is.
             Some(_) => {}
             None if self.directions.iter().all(|d| d.stage == Stage::Finished) => {
-                self.close(CloseReason::Completed, out);
+                self.close(CloseReason::Finished, out);
             }
             // A FIN: from now on the shorter timeout may hold.
             None => self.arm(out),

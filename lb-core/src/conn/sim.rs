@@ -2,6 +2,7 @@
 //! step the promises of the module's head are checked. `WEIR_SEED` repeats one run.
 
 use super::*;
+use crate::stats::CloseReason;
 use std::time::Duration;
 
 struct Rng(u64);
@@ -410,7 +411,7 @@ impl World {
         for side in Side::BOTH {
             let socket = &self.sockets[side.index()];
             let told = socket.reset_sent || socket.was_reset_by_peer;
-            if reason == CloseReason::Completed {
+            if reason == CloseReason::Finished {
                 assert!(socket.fin_sent && socket.fin_read && !socket.reset_sent);
             } else {
                 assert!(told, "{side:?} was left with a FIN for {reason:?}");
@@ -449,13 +450,13 @@ fn every_promise_holds_in_hostile_orders() {
     }
     // The simulation reaches what it is meant to judge.
     for reason in [
-        CloseReason::Completed,
+        CloseReason::Finished,
         CloseReason::ConnectFailed,
         CloseReason::NoBackend,
         CloseReason::DownstreamReset,
         CloseReason::UpstreamReset,
-        CloseReason::DownstreamTimeout,
-        CloseReason::UpstreamTimeout,
+        CloseReason::DownstreamTimedOut,
+        CloseReason::UpstreamTimedOut,
         CloseReason::IdleTimeout,
         CloseReason::HalfCloseTimeout,
     ] {

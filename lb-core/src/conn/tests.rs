@@ -1,6 +1,7 @@
 //! The transition table: every phase against every event.
 
 use super::*;
+use crate::stats::CloseReason;
 use std::time::Duration;
 
 const D: Side = Side::Downstream;
@@ -156,11 +157,7 @@ fn picking() {
 
 #[test]
 fn connecting() {
-    let gone = [
-        Action::CloseUpstream,
-        RESET_D,
-        close(CloseReason::DownstreamReset),
-    ];
+    let gone = [RESET_U, RESET_D, close(CloseReason::DownstreamReset)];
     only(
         &[ACCEPTED, PICK],
         &[
@@ -263,7 +260,7 @@ fn fin_each_way_in_both_orders_completes() {
         run.expect(sent(side, 9), &[Action::Receive { side: peer }]);
         run.expect(
             got(peer, 0),
-            &[Action::Shutdown { side }, close(CloseReason::Completed)],
+            &[Action::Shutdown { side }, close(CloseReason::Finished)],
         );
     }
 }
@@ -446,7 +443,7 @@ fn a_try_that_times_out_goes_to_the_next_until_the_budget_ends() {
         [
             Action::CloseUpstream,
             RESET_D,
-            close(CloseReason::ConnectTimeout)
+            close(CloseReason::ConnectFailed)
         ]
     );
 }
@@ -460,7 +457,7 @@ fn the_last_try_is_cut_by_the_budget() {
     assert_eq!(run.at(900, Event::Timer), [Action::Arm(at(1000))]);
     assert_eq!(
         run.at(1000, Event::Timer)[2],
-        close(CloseReason::ConnectTimeout)
+        close(CloseReason::ConnectFailed)
     );
 }
 
@@ -486,7 +483,11 @@ fn out_of_descriptors_no_other_backend_is_tried() {
     let mut run = Run::after(&[ACCEPTED, PICK]);
     run.expect(
         Event::ConnectFailed(Cause::Exhausted),
-        &[Action::CloseUpstream, RESET_D, close(CloseReason::Shed)],
+        &[
+            Action::CloseUpstream,
+            RESET_D,
+            close(CloseReason::DescriptorLimit),
+        ],
     );
 }
 
@@ -512,25 +513,17 @@ fn tries_are_bounded_in_number() {
 }
 
 #[test]
-fn drain_cuts_at_its_deadline_in_every_state() {
-    let drain = Event::Drain { deadline: at(100) };
+fn cut_resets_whatever_is_open_in_every_state() {
     let reason = close(CloseReason::DrainDeadline);
+    let mut run = Run::after(&[ACCEPTED]);
+    run.expect(Event::Cut, &[RESET_D, reason]);
     let mut run = Run::after(&[ACCEPTED, PICK]);
-    run.expect(drain, &[Action::Arm(at(100))]);
-    assert_eq!(
-        run.at(100, Event::Timer),
-        [Action::CloseUpstream, RESET_D, reason]
-    );
+    run.expect(Event::Cut, &[RESET_U, RESET_D, reason]);
     let mut run = Run::relaying(&[got(D, 5)]);
-    run.expect(drain, &[Action::Arm(at(100))]);
-    run.expect(sent(U, 5), &[Action::Receive { side: D }]);
-    assert_eq!(run.at(100, Event::Timer), [RESET_U, RESET_D, reason]);
-    let mut run = Run::relaying(&[failed(D, Operation::Receive, Cause::Reset), drain]);
-    assert_eq!(run.at(100, Event::Timer), [RESET_U, RESET_D, reason]);
-    // A later deadline does not extend it.
-    let mut run = Run::relaying(&[drain]);
-    run.expect(Event::Drain { deadline: at(900) }, &[]);
-    assert_eq!(run.at(100, Event::Timer), [RESET_U, RESET_D, reason]);
+    run.expect(Event::Cut, &[RESET_U, RESET_D, reason]);
+    let mut run = Run::relaying(&[failed(D, Operation::Receive, Cause::Reset)]);
+    run.expect(Event::Cut, &[RESET_U, RESET_D, reason]);
+    run.expect(Event::Cut, &[]);
 }
 
 #[test]

@@ -30,29 +30,45 @@ pub(crate) fn tcp_socket(family_of: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Bounds how long a peer that vanished can hold `socket`: idle, by probes after `idle` and then
-/// every quarter of `silence`; with data unacknowledged or a window of zero, after `silence`
-/// (TCP_USER_TIMEOUT, tcp(7); RFC 5482).
-pub(crate) fn bound_silence(
-    socket: BorrowedFd<'_>,
-    idle: Duration,
-    silence: Duration,
-) -> Result<(), Errno> {
-    sockopt::set_tcp_keepidle(socket, idle)?;
-    sockopt::set_tcp_keepintvl(socket, (silence / 4).max(Duration::from_secs(1)))?;
-    sockopt::set_tcp_keepcnt(socket, 4)?;
+/// An idle peer is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// A peer that acknowledges nothing, or keeps its window shut, is given up after this.
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Bounds how long a peer that vanished can hold a socket (tcp(7), RFC 5482): idle, for
+/// [`KEEPALIVE_IDLE`] and then [`USER_TIMEOUT`]; with data unacknowledged, or with a window that
+/// stays shut, for [`USER_TIMEOUT`]. Without it the kernel's defaults allow two hours.
+///
+/// # Errors
+/// None that a TCP socket gives.
+pub(crate) fn bound_silence(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
     sockopt::set_socket_keepalive(socket, true)?;
-    let millis = u32::try_from(silence.as_millis()).unwrap_or(u32::MAX);
-    sockopt::set_tcp_user_timeout(socket, millis)
+    sockopt::set_tcp_user_timeout(socket, USER_TIMEOUT.as_millis() as u32)
 }
 
 /// Begins to connect. `Ok(true)` if it is done at once, `Ok(false)` while it goes on: the socket
-/// becomes writable then, and [`take_error`] tells.
+/// becomes writable then, and [`connect_again`] tells.
 pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bool, Errno> {
     match connect(socket, &to) {
         Ok(()) => Ok(true),
         Err(Errno::INPROGRESS) => Ok(false),
         Err(errno) => Err(errno),
+    }
+}
+
+/// How a connect that goes on has ended (connect(2) on a connecting socket; unlike SO_ERROR it
+/// cannot take "still going on" for success).
+///
+/// # Errors
+/// EALREADY while it still goes on; else why it failed.
+pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
+    match connect(socket, &to) {
+        Err(Errno::ISCONN) => Ok(()),
+        Err(Errno::INPROGRESS) => Err(Errno::ALREADY),
+        result => result,
     }
 }
 

@@ -1,7 +1,7 @@
 //! One connection: carries out what its machine says, and tells it what completed.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ pub(super) struct Connection {
     timer: Option<TimerId>,
     /// When the machine wants its timer.
     deadline: Time,
-    /// An action that completed while it was carried out.
+    /// An action that completed while it was carried out; `None` between calls.
     next: Option<Event>,
     /// It stands in the list of those with work left over.
     pub(super) is_queued: bool,
@@ -67,12 +67,7 @@ struct Flush {
 }
 
 impl Connection {
-    pub(super) fn new(
-        local: &Rc<Local>,
-        socket: OwnedFd,
-        client: SocketAddr,
-        timeouts: Timeouts,
-    ) -> Connection {
+    pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
         Connection {
             machine: Conn::new(timeouts),
             ends: [
@@ -81,7 +76,7 @@ impl Connection {
             ],
             local: Rc::clone(local),
             claim: None,
-            dial: Some(Box::new(Dial::new(client))),
+            dial: None,
             flush: None,
             timer: None,
             deadline: NEVER,
@@ -91,10 +86,27 @@ impl Connection {
         }
     }
 
-    /// Begins: the client was accepted.
-    pub(super) fn accepted(&mut self, cx: &mut Cx, key: Key, denied: bool) -> Outcome {
-        self.next = Some(Event::Accepted { denied });
-        self.run(cx, key)
+    /// The client may not connect.
+    pub(super) fn deny(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        self.go(cx, key, Event::Accepted { denied: true })
+    }
+
+    /// The client may connect: the search for a backend begins.
+    pub(super) fn admit(&mut self, cx: &mut Cx, key: Key, client: SocketAddr) -> Outcome {
+        let downstream = &mut self.ends[Side::Downstream.index()];
+        let token = Token::new(Kind::Downstream, key);
+        let watched = downstream
+            .socket()
+            .map_or(Ok(()), |socket| cx.watch(socket, token, Interest::STREAM));
+        if watched.is_err() {
+            // Out of memory, or of fs.epoll.max_user_watches.
+            if let Some(socket) = downstream.take() {
+                socket::reset(socket);
+            }
+            return Outcome::Closed(CloseReason::LocalError);
+        }
+        self.dial = Some(Box::new(Dial::new(client)));
+        self.go(cx, key, Event::Accepted { denied: false })
     }
 
     /// epoll has news of one socket.
@@ -102,56 +114,68 @@ impl Connection {
         self.ends[side.index()].note(ready);
     }
 
-    /// The timer came.
+    /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
         self.timer = None;
-        self.next = self.poll_flush();
-        if self.next.is_some()
-            && let outcome @ (Outcome::Closed(_) | Outcome::HasMore) = self.run(cx, key)
+        self.deadline = NEVER;
+        if let Some(event) = self.poll_flush()
+            && let Some(reason) = self.apply(cx, key, event)
         {
-            return outcome;
+            return Outcome::Closed(reason);
         }
-        self.next = Some(Event::Timer);
-        let outcome = self.run(cx, key);
-        // The wheel forgets a timer that fired; the machine may have kept its deadline.
-        self.set_timer(cx, key);
-        outcome
+        self.go(cx, key, Event::Timer)
     }
 
     /// Ends it now.
     pub(super) fn cut(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        self.next = Some(Event::Cut);
-        self.run(cx, key)
+        self.go(cx, key, Event::Cut)
+    }
+
+    fn go(&mut self, cx: &mut Cx, key: Key, event: Event) -> Outcome {
+        match self.apply(cx, key, event) {
+            Some(reason) => Outcome::Closed(reason),
+            None => self.run(cx, key),
+        }
     }
 
     /// Does what can be done, up to its share of a turn.
     pub(super) fn run(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        let mut out = Actions::new();
         for _ in 0..WORK_PER_TURN {
             let Some(event) = self.next_completion(cx) else {
                 return Outcome::Waits;
             };
-            out.clear();
-            self.machine.step(cx.now, event, &mut out);
-            let fresh = match event {
-                Event::Received { n, .. } => n as usize,
-                _ => 0,
-            };
-            for action in out.as_slice() {
-                if let Some(reason) = self.act(cx, key, *action, fresh) {
-                    return Outcome::Closed(reason);
-                }
+            if let Some(reason) = self.apply(cx, key, event) {
+                return Outcome::Closed(reason);
             }
         }
         Outcome::HasMore
     }
 
+    /// Tells the machine and carries out what it says, and so on while that completes at once.
+    /// Ends: tries are bounded in number, and no other operation leads to another by itself.
+    fn apply(&mut self, cx: &mut Cx, key: Key, event: Event) -> Option<CloseReason> {
+        let mut event = Some(event);
+        let mut out = Actions::new();
+        while let Some(happened) = event {
+            out.clear();
+            self.machine.step(cx.now, happened, &mut out);
+            let fresh = match happened {
+                Event::Received { n, .. } => n as usize,
+                _ => 0,
+            };
+            for action in out.as_slice() {
+                if let Some(reason) = self.act(cx, key, *action, fresh) {
+                    return Some(reason);
+                }
+            }
+            event = self.next.take();
+        }
+        None
+    }
+
     /// The next operation that can complete. What a receive brings is in the scratch buffer, and
     /// is sent, or copied to a backlog, by the very next action.
     fn next_completion(&mut self, cx: &mut Cx) -> Option<Event> {
-        if let Some(event) = self.next.take() {
-            return Some(event);
-        }
         if self.dial.is_some() {
             return self.next_of_dial(cx);
         }
@@ -178,19 +202,20 @@ impl Connection {
     }
 
     fn next_of_dial(&mut self, cx: &mut Cx) -> Option<Event> {
-        let upstream = &mut self.ends[Side::Upstream.index()];
-        if upstream.socket().is_some() && upstream.connect_ended() {
-            return Some(match upstream.take_error() {
-                Ok(()) => self.connected(cx),
+        if let Some(claim) = &self.claim
+            && let Some(result) = self.ends[Side::Upstream.index()].end_connect(claim.address)
+        {
+            return Some(match result {
+                Ok(()) => self.connected(),
                 Err(errno) => self.connect_failed(cx, cause(errno)),
             });
         }
         // A client that reset before anything was promised; but what it had sent is delivered.
         let downstream = &mut self.ends[Side::Downstream.index()];
-        if downstream.has_unread() {
-            return None;
+        match downstream.fails_with_unread() {
+            true => None,
+            false => downstream.reported(),
         }
-        downstream.reported()
     }
 
     fn is_flushing(&self, side: Side) -> bool {
@@ -260,31 +285,32 @@ impl Connection {
         let address = self.claim.as_ref()?.address;
         let end = &mut self.ends[Side::Upstream.index()];
         let result = stream::tcp_socket(address).and_then(|socket| {
-            stream::bound_silence(socket_of(&socket))?;
+            stream::bound_silence(socket.as_fd())?;
             let token = Token::new(Kind::Upstream, key);
-            cx.watch(socket_of(&socket), token, Interest::STREAM)?;
-            let done = stream::start_connect(socket_of(&socket), address)?;
+            cx.watch(socket.as_fd(), token, Interest::STREAM)?;
+            let done = stream::start_connect(socket.as_fd(), address)?;
             *end = End::new(Side::Upstream, Some(socket));
             Ok(done)
         });
         match result {
-            Ok(true) => Some(self.connected(cx)),
+            Ok(true) => Some(self.connected()),
             Ok(false) => None,
             Err(errno) => Some(self.connect_failed(cx, cause(errno))),
         }
     }
 
-    fn connected(&mut self, cx: &mut Cx) -> Event {
-        if let (Some(claim), Some(dial)) = (&self.claim, self.dial.take()) {
+    fn connected(&mut self) -> Event {
+        self.dial = None;
+        if let Some(claim) = &self.claim {
             claim.succeeded();
-            dial.pin(cx, &self.local, claim.address);
         }
         Event::Connected
     }
 
     fn connect_failed(&mut self, cx: &mut Cx, cause: Cause) -> Event {
+        drop(self.ends[Side::Upstream.index()].take());
         self.local.counters.connect_errors.add(1);
-        match (&self.claim, cause) {
+        match (self.claim.take(), cause) {
             // Ours to answer for, not the backend's.
             (_, Cause::Exhausted) => cx.counters.shed_exhausted.add(1),
             (_, Cause::NoPort) | (None, _) => {}
@@ -293,17 +319,11 @@ impl Connection {
         Event::ConnectFailed(cause)
     }
 
-    /// The try is over, by its failure or by its deadline.
+    /// The try is over. With its socket still open it has not failed, but nobody answered in time.
     fn close_upstream(&mut self, cx: &mut Cx) {
-        let end = &mut self.ends[Side::Upstream.index()];
-        // Still connecting: nobody answered in time.
-        if end.take().is_some()
-            && let Some(claim) = self.claim.take()
-            && !claim.is_marked(cx.now)
-        {
-            claim.failed(cx.now);
+        if self.ends[Side::Upstream.index()].socket().is_some() {
+            self.connect_failed(cx, Cause::TimedOut);
         }
-        self.claim = None;
     }
 
     fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) {

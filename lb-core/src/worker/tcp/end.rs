@@ -1,6 +1,7 @@
 //! One socket of a connection, as edge-triggered epoll shows it: what it is ready for, which
 //! operations of the machine are held back until it is, and the bytes that wait for room.
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -75,20 +76,26 @@ impl End {
         self.beyond |= over || ready.urgent();
     }
 
-    /// Has a connect ended, either way?
-    pub(super) fn connect_ended(&self) -> bool {
-        self.writable || self.error
+    /// Completes the outstanding connect to `address`, if it can be.
+    pub(super) fn end_connect(&mut self, address: SocketAddr) -> Option<Result<(), Errno>> {
+        if !(self.writable || self.error) {
+            return None;
+        }
+        match stream::connect_again(self.socket()?, address) {
+            Err(Errno::ALREADY) => {
+                self.writable = false;
+                None
+            }
+            result => {
+                self.error = false;
+                Some(result)
+            }
+        }
     }
 
-    /// Bytes have come that nobody has read.
-    pub(super) fn has_unread(&self) -> bool {
-        self.socket().is_some_and(|socket| stream::unread(socket) > 0)
-    }
-
-    /// Takes the pending error of the socket.
-    pub(super) fn take_error(&mut self) -> Result<(), Errno> {
-        self.error = false;
-        self.socket().map_or(Ok(()), stream::take_error)
+    /// Was an error reported while bytes wait that nobody has read?
+    pub(super) fn fails_with_unread(&self) -> bool {
+        self.error && self.socket().is_some_and(|s| stream::unread(s) > 0)
     }
 
     /// The error that was reported, unless an operation has taken it since.
@@ -96,7 +103,8 @@ impl End {
         if !self.error {
             return None;
         }
-        let errno = self.take_error().err()?;
+        self.error = false;
+        let errno = stream::take_error(self.socket()?).err()?;
         Some(self.failed(Operation::SendOrWatch, errno))
     }
 
@@ -223,8 +231,12 @@ pub(super) fn cause(errno: Errno) -> Cause {
         Errno::CONNRESET | Errno::CONNABORTED => Cause::Reset,
         Errno::PIPE => Cause::BrokenPipe,
         Errno::TIMEDOUT => Cause::TimedOut,
-        Errno::HOSTUNREACH | Errno::NETUNREACH | Errno::NETDOWN | Errno::HOSTDOWN
-        | Errno::ACCESS | Errno::PERM => Cause::Unreachable,
+        Errno::HOSTUNREACH
+        | Errno::NETUNREACH
+        | Errno::NETDOWN
+        | Errno::HOSTDOWN
+        | Errno::ACCESS
+        | Errno::PERM => Cause::Unreachable,
         Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::AGAIN => Cause::NoPort,
         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Cause::Exhausted,
         _ => Cause::Unexpected,
