@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::stream;
 
 /// Connections that may wait for accept, capped by net.core.somaxconn (4,096 since Linux 5.4).
 const BACKLOG: i32 = 65_535;
@@ -49,13 +51,10 @@ pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     socket
         .set_out_of_band_inline(true)
         .map_err(step("SO_OOBINLINE"))?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    socket
-        .set_tcp_keepalive(&keepalive)
-        .map_err(step("SO_KEEPALIVE"))?;
+    stream::bound_silence(socket.as_fd()).map_err(|errno| ListenError {
+        step: "TCP_USER_TIMEOUT",
+        errno,
+    })?;
     bind(&socket, address)?;
     socket.listen(BACKLOG).map_err(step("listen"))?;
     Ok(socket.into())
