@@ -51,7 +51,9 @@ use slots::{Flow, Slots};
 use sources::{KeyedHash, Sources};
 
 pub use copies::COPY_MAX;
-pub use slots::FlowId;
+
+/// Names one flow for as long as it lives; afterwards it names nothing.
+pub use crate::slab::Key as FlowId;
 
 /// What one worker's flows may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +99,7 @@ impl Timeouts {
 /// What the flows ask of the frontend that a datagram came to.
 pub trait Rules {
     /// The frontend's number, never used again for another one while flows of it live.
-    fn frontend(&self) -> u32;
+    fn id(&self) -> u64;
     /// Changes whenever `permits` or `holds` might answer differently.
     fn epoch(&self) -> u64;
     /// May this client talk to the frontend?
@@ -122,7 +124,7 @@ pub enum Refusal {
 /// A promise that the table has room for one flow; spent by [`Flows::open`].
 #[derive(Debug)]
 pub struct Admission {
-    frontend: u32,
+    frontend: u64,
     client: SocketAddr,
     epoch: u64,
     timeouts: Timeouts,
@@ -132,7 +134,7 @@ pub struct Admission {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Closed<T> {
     /// Its frontend's number.
-    pub frontend: u32,
+    pub frontend: u64,
     /// Had it seen a reply?
     pub two_way: bool,
     /// What the driver had put in.
@@ -184,8 +186,8 @@ pub struct Refused {
 pub struct Flows<T> {
     limits: Limits,
     slots: Slots<T>,
-    index: HashMap<(u32, SocketAddr), FlowId, KeyedHash>,
-    frontends: HashMap<u32, Chain, KeyedHash>,
+    index: HashMap<(u64, SocketAddr), FlowId, KeyedHash>,
+    frontends: HashMap<u64, Chain, KeyedHash>,
     sources: Sources,
     /// Every one-way flow, oldest first.
     one_way: Chain,
@@ -199,7 +201,7 @@ impl<T> Flows<T> {
         let hash = KeyedHash::new(seed);
         Flows {
             limits,
-            slots: Slots::default(),
+            slots: Slots::new(),
             index: HashMap::with_hasher(hash.clone()),
             frontends: HashMap::with_hasher(hash.clone()),
             sources: Sources::new(limits.flows_per_source, hash),
@@ -246,7 +248,7 @@ impl<T> Flows<T> {
 
     /// A datagram has come from `client`.
     pub fn datagram(&mut self, now: Time, client: SocketAddr, rules: &impl Rules) -> Verdict<T> {
-        let key = (rules.frontend(), client);
+        let key = (rules.id(), client);
         let Some(&id) = self.index.get(&key) else {
             return self.admit(now, client, rules);
         };
@@ -397,9 +399,15 @@ impl<T> Flows<T> {
     }
 
     /// Ends one flow of a frontend; call until `None` to end all.
-    pub fn close_one_of(&mut self, frontend: u32) -> Option<Closed<T>> {
+    pub fn close_one_of(&mut self, frontend: u64) -> Option<Closed<T>> {
         let first = self.frontends.get(&frontend)?.first()?;
         self.close(self.slots.id_at(first))
+    }
+
+    /// Ends any one flow; call until `None` to end all.
+    pub fn close_any(&mut self) -> Option<Closed<T>> {
+        let (_, chain) = self.frontends.iter().next()?;
+        self.close(self.slots.id_at(chain.first()?))
     }
 
     /// Sheds the oldest flow that never saw a reply, if it is past its grace: for a driver that
@@ -454,7 +462,7 @@ impl<T> Flows<T> {
         }
         Verdict::Open {
             admission: Admission {
-                frontend: rules.frontend(),
+                frontend: rules.id(),
                 client,
                 epoch: rules.epoch(),
                 timeouts: rules.timeouts(),

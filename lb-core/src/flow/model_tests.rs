@@ -13,33 +13,33 @@ enum Op {
     Datagram {
         source: u8,
         port: u16,
-        frontend: u32,
+        frontend: u64,
         len: usize,
     },
     Reply(usize),
     Refused(usize),
     Wait(u64),
-    Pool(u32, Vec<u8>),
-    Deny(u32, Option<u8>),
-    CloseFrontend(u32),
+    Pool(u64, Vec<u8>),
+    Deny(u64, Option<u8>),
+    CloseFrontend(u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        10 => (0u8..4, 0u16..4, 0u32..2, prop_oneof![0usize..40, Just(COPY_MAX + 1)])
+        10 => (0u8..4, 0u16..4, 0u64..2, prop_oneof![0usize..40, Just(COPY_MAX + 1)])
             .prop_map(|(source, port, frontend, len)| Op::Datagram { source, port, frontend, len }),
         4 => any::<usize>().prop_map(Op::Reply),
         3 => any::<usize>().prop_map(Op::Refused),
         4 => prop_oneof![1u64..200_000, 1_000_000u64..40_000_000].prop_map(Op::Wait),
-        1 => (0u32..2, prop::collection::vec(1u8..4, 1..3)).prop_map(|(f, p)| Op::Pool(f, p)),
-        1 => (0u32..2, prop::option::of(0u8..4)).prop_map(|(f, s)| Op::Deny(f, s)),
-        1 => (0u32..2).prop_map(Op::CloseFrontend),
+        1 => (0u64..2, prop::collection::vec(1u8..4, 1..3)).prop_map(|(f, p)| Op::Pool(f, p)),
+        1 => (0u64..2, prop::option::of(0u8..4)).prop_map(|(f, s)| Op::Deny(f, s)),
+        1 => (0u64..2).prop_map(Op::CloseFrontend),
     ]
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct Naive {
-    frontend: u32,
+    frontend: u64,
     client: SocketAddr,
     backend: SocketAddr,
     opened: Time,
@@ -110,7 +110,7 @@ impl Model {
             .sum()
     }
 
-    fn find(&mut self, frontend: u32, client: SocketAddr) -> &mut Naive {
+    fn find(&mut self, frontend: u64, client: SocketAddr) -> &mut Naive {
         self.flows
             .iter_mut()
             .find(|f| f.frontend == frontend && f.client == client)
@@ -134,7 +134,7 @@ fn name<T>(verdict: &Verdict<T>) -> &'static str {
 struct Pair {
     now: Time,
     rules: [Fixed; 2],
-    real: Flows<(u32, SocketAddr)>,
+    real: Flows<(u64, SocketAddr)>,
     model: Model,
 }
 
@@ -151,7 +151,7 @@ impl Pair {
         });
         Pair {
             now: Time::ZERO,
-            rules: [0u32, 1].map(|frontend| Fixed {
+            rules: [0u64, 1].map(|frontend| Fixed {
                 frontend,
                 timeouts: timeouts[frontend as usize],
                 ..rules()
@@ -164,7 +164,7 @@ impl Pair {
         }
     }
 
-    fn datagram(&mut self, from: SocketAddr, frontend: u32, payload: &[u8]) {
+    fn datagram(&mut self, from: SocketAddr, frontend: u64, payload: &[u8]) {
         let r = self.rules[frontend as usize].clone();
         let expected = self.model.datagram(self.now, from, &r);
         let verdict = self.real.datagram(self.now, from, &r);

@@ -2,38 +2,16 @@
 
 use std::net::SocketAddr;
 
+use crate::slab::Slab;
 use crate::time::Time;
 
+use super::FlowId;
 use super::chain::{Chain, Link, Order};
-
-/// Names one flow for as long as it lives; afterwards it names nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FlowId {
-    index: u32,
-    generation: u32,
-}
-
-impl FlowId {
-    /// The id made of these two numbers, as an event's token carries them.
-    pub const fn new(index: u32, generation: u32) -> FlowId {
-        FlowId { index, generation }
-    }
-
-    /// The slot, below the greatest number of flows that ever lived at once.
-    pub const fn index(self) -> u32 {
-        self.index
-    }
-
-    /// Which use of the slot.
-    pub const fn generation(self) -> u32 {
-        self.generation
-    }
-}
 
 /// One client's exchange with one frontend.
 #[derive(Debug)]
 pub(super) struct Flow<T> {
-    pub(super) frontend: u32,
+    pub(super) frontend: u64,
     pub(super) client: SocketAddr,
     pub(super) backend: SocketAddr,
     /// The rules that it was last found to obey.
@@ -57,7 +35,7 @@ pub(super) struct Flow<T> {
 
 impl<T> Flow<T> {
     pub(super) fn new(
-        frontend: u32,
+        frontend: u64,
         client: SocketAddr,
         backend: SocketAddr,
         epoch: u64,
@@ -83,84 +61,46 @@ impl<T> Flow<T> {
     }
 }
 
+/// The flows, and the links between them.
 #[derive(Debug)]
-struct Slot<T> {
-    generation: u32,
-    flow: Option<Flow<T>>,
-}
-
-#[derive(Debug)]
-pub(super) struct Slots<T> {
-    slots: Vec<Slot<T>>,
-    free: Vec<u32>,
-}
-
-impl<T> Default for Slots<T> {
-    fn default() -> Slots<T> {
-        Slots {
-            slots: Vec::new(),
-            free: Vec::new(),
-        }
-    }
-}
+pub(super) struct Slots<T>(Slab<Flow<T>>);
 
 impl<T> Slots<T> {
+    pub(super) fn new() -> Slots<T> {
+        Slots(Slab::new())
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.0.len()
     }
 
     pub(super) fn insert(&mut self, flow: Flow<T>) -> FlowId {
-        if let Some(index) = self.free.pop() {
-            self.slots[index as usize].flow = Some(flow);
-            return self.id_at(index);
-        }
-        let index = u32::try_from(self.slots.len()).expect("a flow costs a descriptor: < 2^31");
-        self.slots.push(Slot {
-            generation: 0,
-            flow: Some(flow),
-        });
-        FlowId {
-            index,
-            generation: 0,
-        }
+        self.0.insert(flow)
     }
 
     pub(super) fn remove(&mut self, id: FlowId) -> Option<Flow<T>> {
-        self.get(id)?;
-        let slot = &mut self.slots[id.index as usize];
-        slot.generation = slot.generation.wrapping_add(1);
-        self.free.push(id.index);
-        slot.flow.take()
+        self.0.remove(id)
     }
 
     pub(super) fn get(&self, id: FlowId) -> Option<&Flow<T>> {
-        let slot = self.slots.get(id.index as usize)?;
-        (slot.generation == id.generation)
-            .then_some(slot.flow.as_ref())
-            .flatten()
+        self.0.get(id)
     }
 
     pub(super) fn get_mut(&mut self, id: FlowId) -> Option<&mut Flow<T>> {
-        let slot = self.slots.get_mut(id.index as usize)?;
-        (slot.generation == id.generation)
-            .then_some(slot.flow.as_mut())
-            .flatten()
+        self.0.get_mut(id)
     }
 
-    /// The flow in a slot that the index or a chain names.
+    /// The flow in a slot that a chain names.
     pub(super) fn at_mut(&mut self, index: u32) -> &mut Flow<T> {
-        self.slots[index as usize]
-            .flow
-            .as_mut()
-            .expect("index and chains name living flows only")
+        let id = self.id_at(index);
+        self.0
+            .get_mut(id)
+            .expect("the slab gave this key as present")
     }
 
-    /// The present id of a slot.
+    /// The id of the flow in a slot that a chain names.
     pub(super) fn id_at(&self, index: u32) -> FlowId {
-        FlowId {
-            index,
-            generation: self.slots[index as usize].generation,
-        }
+        self.0.key_at(index).expect("chains name living flows only")
     }
 
     /// Appends a flow to a chain.

@@ -8,7 +8,7 @@ use super::*;
 /// Rules that a test writes down.
 #[derive(Clone, Debug)]
 pub(super) struct Fixed {
-    pub(super) frontend: u32,
+    pub(super) frontend: u64,
     pub(super) epoch: u64,
     pub(super) denied: Vec<IpAddr>,
     pub(super) backends: Vec<SocketAddr>,
@@ -16,7 +16,7 @@ pub(super) struct Fixed {
 }
 
 impl Rules for Fixed {
-    fn frontend(&self) -> u32 {
+    fn id(&self) -> u64 {
         self.frontend
     }
     fn epoch(&self) -> u64 {

@@ -10,3 +10,4 @@ pub(crate) mod eventfd;
 pub(crate) mod filter;
 pub(crate) mod process;
 pub(crate) mod socket;
+pub(crate) mod udp;
