@@ -59,7 +59,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             flows: 65_536,
-            flows_per_source: 1_024,
+            flows_per_source: 16_384,
             copy_bytes: 4 << 20,
             pins: 65_536,
             reserved_descriptors: 64,

