@@ -1,5 +1,4 @@
 //! Placeholder until the crate map is written.
-#![allow(dead_code)]
 pub mod affinity;
 pub mod balance;
 pub mod conn;
