@@ -3,6 +3,7 @@
 pub mod affinity;
 pub mod balance;
 pub mod conn;
+pub mod flow;
 pub mod plane;
 pub mod slab;
 pub mod stats;

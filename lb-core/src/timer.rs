@@ -170,13 +170,14 @@ impl<T: Copy> Wheel<T> {
         // A lower level holds only what comes before the next slot of the level above.
         let level = self.occupied.iter().position(|&bits| bits != 0)?;
         let shift = BITS * level as u32;
-        let here = (self.elapsed >> shift) as u32 % SLOTS as u32;
-        let ahead = self.occupied[level].rotate_right(here).trailing_zeros();
-        let slot = (here + ahead) as usize % SLOTS;
+        // The slot we stand in comes last: in the top level it holds what is a whole turn away,
+        // in every other nothing.
+        let after = ((self.elapsed >> shift) as u32 + 1) % SLOTS as u32;
+        let ahead = self.occupied[level].rotate_right(after).trailing_zeros();
+        let slot = (after + ahead) as usize % SLOTS;
         let turn = 1 << (shift + BITS);
         let mut start = (self.elapsed & !(turn - 1)) + ((slot as u64) << shift);
         if start <= self.elapsed {
-            // Only the last level wraps: its slots behind us belong to its next turn.
             start += turn;
         }
         Some((level, slot, start))

@@ -11,3 +11,4 @@ pub(crate) mod filter;
 pub(crate) mod process;
 pub(crate) mod socket;
 pub(crate) mod stream;
+pub(crate) mod udp;
