@@ -190,6 +190,24 @@ fn a_client_that_resets_before_it_is_connected_ends_the_dialling() {
     assert_eq!(proxy.counters.connect_errors.value(), 0);
 }
 
+/// Every other connection tries the backend that never answers, and meanwhile the client is gone.
+#[test]
+fn what_a_client_sent_before_it_reset_arrives_though_it_was_not_connected_yet() {
+    let (_full, dead) = black_hole();
+    let (address, streams) = one_backend(V4);
+    let proxy = Proxy::start(V4, &[dead, address], policy());
+    for _ in 0..2 {
+        let mut client = proxy.connect();
+        client.write_all(b"fire and forget").expect("open");
+        flushed(&client);
+        reset(client);
+        let mut server = streams.recv_timeout(PATIENCE).expect("it is dialled");
+        same(&read_to_reset(&mut server), b"fire and forget");
+    }
+    proxy.settle_as(CloseReason::DownstreamReset, 2);
+    assert_eq!(proxy.counters.connect_errors.value(), 1);
+}
+
 #[test]
 fn a_write_to_a_closed_server_comes_back_as_a_reset() {
     let (proxy, mut client, server) = pair(policy());
