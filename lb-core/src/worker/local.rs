@@ -148,8 +148,8 @@ impl Local {
     }
 
     /// Its policy.
-    pub(crate) fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.frontend.borrow().policy)
+    pub(crate) fn policy(&self) -> Ref<'_, Policy> {
+        Ref::map(self.frontend.borrow(), |frontend| &*frontend.policy)
     }
 
     /// The socket that replies of flows leave from; `None` once the port is closed.
