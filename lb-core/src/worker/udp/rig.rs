@@ -149,7 +149,7 @@ impl Rig {
             backends: pool.iter().copied().map(active).collect(),
             policy: policy(),
         };
-        let mut builder = TableBuilder::new(self.cx.hash_key.clone());
+        let mut builder = TableBuilder::new(self.cx.hash_key);
         builder.set(spec.clone()).expect("valid");
         let frontend = builder.frontend(&spec.key).expect("set");
         let local = Rc::new(Local::new(Slot(self.fronts.len() as u32), frontend));
