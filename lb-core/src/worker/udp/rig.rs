@@ -209,6 +209,13 @@ impl Rig {
         self.jumped += by;
     }
 
+    /// Hands over what waits at `vip` before anything else happens.
+    pub(super) fn read(&mut self, vip: SocketAddr) {
+        let front = self.front(vip);
+        let (local, listener) = (Rc::clone(&front.local), Rc::clone(&front.listener));
+        self.udp.on_listener(&mut self.cx, &local, listener.as_fd());
+    }
+
     /// One turn, then the backends. Returns how many events there were.
     pub(super) fn turn(&mut self) -> usize {
         self.cx

@@ -188,6 +188,23 @@ fn the_only_backend_is_tried_again_when_it_is_back() {
 }
 
 #[test]
+fn a_send_that_reports_the_refusal_of_the_only_backend_is_repeated_once() {
+    let mut rig = rig();
+    let pool = [rig.echo("127.0.0.1:0")];
+    let vip = rig.frontend("127.0.0.1", &pool);
+    let client = client("127.0.0.1");
+    rig.exchange(&client, vip, b"one");
+    rig.kill(pool[0]);
+    client.send_to(b"lost", vip).expect("send");
+    rig.read(vip);
+    rig.echo(&pool[0].to_string());
+    client.send_to(b"two", vip).expect("send");
+    rig.read(vip);
+    assert_eq!(rig.receive(&client).1, b"two");
+    assert_eq!(rig.dropped(vip, DropReason::Refused), 1);
+}
+
+#[test]
 fn a_refusal_is_consumed_and_does_not_spin() {
     let mut rig = rig();
     let vip = rig.frontend("127.0.0.1", &[dead("127.0.0.1:0")]);
