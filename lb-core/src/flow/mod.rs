@@ -246,6 +246,11 @@ impl<T> Flows<T> {
         self.slots.get(flow).map(|f| f.backend)
     }
 
+    /// Has `client` a flow?
+    pub fn contains(&self, client: SocketAddr, rules: &impl Rules) -> bool {
+        self.index.contains_key(&(rules.id(), client))
+    }
+
     /// A datagram has come from `client`.
     pub fn datagram(&mut self, now: Time, client: SocketAddr, rules: &impl Rules) -> Verdict<T> {
         let key = (rules.id(), client);
