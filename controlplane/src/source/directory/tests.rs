@@ -254,7 +254,7 @@ async fn the_slow_rescan_and_a_request_find_what_no_watch_reports() {
 async fn a_directory_that_comes_later_or_is_replaced_is_watched() {
     let parent = directory(&[]);
     let path = parent.path().join("manifests");
-    let mut running = Running::start(&path, Duration::from_millis(200));
+    let mut running = Running::start(&path, NEVER);
     let missing = running.problems.wait_for(|said| !said.is_empty());
     assert!(timeout(DEADLINE, missing).await.is_ok());
     assert!(!running.cluster.complete());

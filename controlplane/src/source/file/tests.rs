@@ -296,7 +296,8 @@ fn garbage_is_refused_with_its_place_and_spoils_nothing_else() {
         )
         .expect("to a string");
     }
-    let whole_file: [(&str, Vec<u8>); 9] = [
+    let whole_file: [(&str, Vec<u8>); 10] = [
+        ("x.yaml", b"apiVersion: v1\nkind: Service\0\n".to_vec()),
         (
             "x.json",
             b"{\"apiVersion\": \"v1\", \"kind\": \"Serv".to_vec(),
