@@ -255,7 +255,7 @@ fn t4_every_close_order_keeps_the_tail() {
         assert!(sent.is_ok() && end.is_ok() && got == n && hash == digest(n + 1, n), "{n}: {got} {end:?}");
     });
     let vip = one_pod(&weir, "orders", false, false, 80);
-    let sizes = [1, 2, 1447, 1448, 1449, 4095, 4096, 4097, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 262_143, 262_145, 1_048_577];
+    let sizes: [u64; 17] = [1, 2, 1447, 1448, 1449, 4095, 4096, 4097, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 262_143, 262_145, 1_048_577];
     let failures = AtomicU64::new(0);
     for n in sizes {
         let mut client = connect(&lab.client, vip).unwrap();
