@@ -357,3 +357,32 @@ fn a_drain_ends_soon_after_the_last_datagram() {
     assert_eq!(rig.flows(), 0);
     assert_eq!(rig.descriptors(), 0);
 }
+
+#[test]
+fn a_drain_ends_at_its_deadline_however_much_comes() {
+    let echo = Echo::start("127.0.0.1:0");
+    let vip = free_port("127.0.0.1");
+    let rig = Rig::start(Limits::default(), &[spec(vip, &[echo.address])]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let senders: Vec<_> = (0..4)
+        .map(|_| {
+            let (stop, client) = (Arc::clone(&stop), client("127.0.0.1", vip));
+            thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused once the port is closed.
+                    let _ = client.send(b"silent");
+                }
+            })
+        })
+        .collect();
+    until("flows", || rig.flows() == 4);
+    let asked = Instant::now();
+    rig.handle.drain(Duration::from_secs(1));
+    until("drained", || rig.handle.is_drained());
+    assert!(asked.elapsed() < Duration::from_secs(3));
+    stop.store(true, Ordering::Relaxed);
+    for sender in senders {
+        sender.join().expect("ends");
+    }
+    assert_eq!(rig.descriptors(), 0);
+}
