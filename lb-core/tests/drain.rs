@@ -71,7 +71,7 @@ fn what_lives_may_finish_until_the_deadline() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     // A table that comes now opens nothing.
     let late = spec(Protocol::Tcp, loopback(), &[tcp_echo()]);
-    rig.set(&[late.clone()]);
+    rig.set(std::slice::from_ref(&late));
     exchange((late.key.address, late.key.port.get()).into()).expect_err("nothing new");
 
     drop(first);

@@ -18,6 +18,20 @@ fn cpu_time() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
+fn sockets(n: usize) -> Vec<socket2::Socket> {
+    let stream = socket2::Type::STREAM;
+    let socket = |_| socket2::Socket::new(socket2::Domain::IPV4, stream, None).expect("a socket");
+    (0..n).map(socket).collect()
+}
+
+/// The whole process uses next to nothing for a while.
+fn rests(when: &str) {
+    let (begun, used) = (Instant::now(), cpu_time());
+    std::thread::sleep(Duration::from_millis(500));
+    let share = (cpu_time() - used).as_secs_f64() / begun.elapsed().as_secs_f64();
+    assert!(share < 0.05, "{when}: {:.0} % of a CPU", share * 100.0);
+}
+
 /// Something else in the process takes every descriptor: callers are shed at once and counted, no
 /// worker spins, those who live are not touched, and service is back as soon as descriptors are.
 #[test]
@@ -33,12 +47,7 @@ fn accept_without_descriptors() {
         })
         .collect();
     // The clients' own sockets, made while that is possible.
-    let callers: Vec<socket2::Socket> = (0..50)
-        .map(|_| {
-            let stream = socket2::Type::STREAM;
-            socket2::Socket::new(socket2::Domain::IPV4, stream, None).expect("a socket")
-        })
-        .collect();
+    let (callers, waiting) = (sockets(50), sockets(8));
     let before = getrlimit(Resource::Nofile);
     let filler: Vec<OwnedFd> = exhaust();
 
@@ -67,14 +76,21 @@ fn accept_without_descriptors() {
         .sum();
     assert_eq!(shed, callers.len() as u64);
 
-    let (begun, used) = (Instant::now(), cpu_time());
-    std::thread::sleep(Duration::from_millis(500));
-    let share = (cpu_time() - used).as_secs_f64() / begun.elapsed().as_secs_f64();
-    assert!(
-        share < 0.05,
-        "idle workers used {:.0} % of a CPU",
-        share * 100.0
-    );
+    rests("after shedding");
+    for socket in &mut alive {
+        talk(socket).expect("who lives is not touched");
+    }
+
+    // Below what is open, not even the reserve helps: callers wait, and nobody spins for them.
+    let below = Rlimit {
+        current: Some(3),
+        ..before
+    };
+    setrlimit(Resource::Nofile, below).expect("a lower limit is allowed to all");
+    for caller in &waiting {
+        let _ = caller.connect(&address.into());
+    }
+    rests("with callers that wait");
     for socket in &mut alive {
         talk(socket).expect("who lives is not touched");
     }
@@ -83,6 +99,10 @@ fn accept_without_descriptors() {
     drop(filler);
     drop(callers);
     let begun = Instant::now();
+    for caller in waiting {
+        let mut caller = TcpStream::from(caller);
+        talk(&mut caller).expect("who waited is served");
+    }
     exchange(address).expect("served again");
     assert!(
         begun.elapsed() < Duration::from_millis(100),
