@@ -93,7 +93,7 @@ fn excess(counts: &[u64], weights: &[u16]) -> f64 {
 /// The definition, by floating point and without groups.
 fn naive_rendezvous(backends: &[Backend], hash: u64, skipped: &BTreeSet<usize>) -> Option<usize> {
     let cost = |b: &Backend| {
-        let seed = super::key::backend_seed(&KEY, b.address);
+        let seed = key::backend_seed(&KEY, b.address);
         let product = u128::from(hash ^ seed.0) * u128::from(hash.rotate_left(32) ^ seed.1);
         let draw = (product as u64) ^ ((product >> 64) as u64);
         -(draw as f64 / 2f64.powi(64)).ln() / f64::from(b.weight)

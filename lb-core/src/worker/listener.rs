@@ -433,9 +433,9 @@ impl Entry {
         for _ in 0..MAX_QUEUED {
             match socket::accept(listener.as_fd()) {
                 Ok((socket, _)) => {
-                    socket::reset(socket);
                     self.local.counters.connections_opened.add(1);
                     self.local.counters.closed(CloseReason::NoBackend).add(1);
+                    socket::reset(socket);
                 }
                 Err(errno) if errno.raw_os_error() == libc::ECONNABORTED => {}
                 // Empty, or out of descriptors: closing resets the rest.

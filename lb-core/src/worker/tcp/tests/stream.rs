@@ -201,5 +201,5 @@ fn an_idle_connection_is_small() {
         "{}",
         size_of::<Connection>()
     );
-    assert!(RECEIVE_SIZE <= crate::worker::cx::SCRATCH);
+    const { assert!(RECEIVE_SIZE <= crate::worker::cx::SCRATCH) };
 }
