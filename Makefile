@@ -1,0 +1,39 @@
+# Weir: everything a person types. `make help` lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+
+.PHONY: help demo test check bench soak fmt setup-build setup-test
+
+help: ## list what can be made
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: setup-build ## build Weir and watch it roll backends under load (no root, no cluster; Ctrl-C ends)
+	$(CARGO) run --release --locked -q -p weir -- demo $(DEMO)
+
+test: setup-build setup-test ## run every test; ends with what ran, and what was skipped and why
+	@weir/tests/run.sh
+
+check: setup-build ## formatting, clippy and rustdoc, warnings denied
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+
+bench: setup-build ## run the micro benches (TESTS=filter selects)
+	$(CARGO) bench --locked -p benches -- $(TESTS)
+
+soak: setup-build setup-test ## the long forms of the tests: minutes to an hour, before a release
+	@WEIR_SOAK=1 weir/tests/run.sh --release -p lb-core -p controlplane -p weir -- --include-ignored
+
+fmt: ## format the code
+	$(CARGO) fmt --all
+
+# A linker is all that the build needs beside Rust.
+setup-build:
+	@deploy/packages.sh cc=gcc cc=libc6-dev make=make
+
+# The real programs that end-to-end tests talk to.
+setup-test:
+	@deploy/packages.sh ip=iproute2 nginx=nginx-light iperf3=iperf3 dig=dnsutils dnsmasq=dnsmasq-base \
+	  curl=curl nft=nftables setpriv=util-linux ping=iputils-ping
