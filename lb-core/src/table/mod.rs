@@ -1,7 +1,14 @@
 //! The forwarding table: what the data plane reads, and nothing else tells it.
 //!
 //! PURE. A [`Table`] is an immutable value. The control plane keeps one [`TableBuilder`], changes
-//! what changed, and freezes; the new table shares every unchanged part with the one before.
+//! what changed, and freezes; the new table shares every unchanged part with the one before, by
+//! pointer: frontends, their pools, their policies, and the tree that holds them ([`Radix`]). So a
+//! worker that compares the table it runs with the next pays for the difference alone.
+
+mod builder;
+mod pool;
+mod radix;
+mod sources;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -10,6 +17,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::balance::Algorithm;
+
+pub use crate::balance::HashKey;
+pub use builder::{MAX_POOL_BACKENDS, MAX_TIMEOUT, TableBuilder, TableError};
+pub use pool::Pool;
+pub use radix::{Iter as RadixIter, Radix};
+pub use sources::SourceRanges;
 
 /// The transport protocol of a frontend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -114,9 +127,89 @@ pub struct FrontendSpec {
     pub policy: Policy,
 }
 
-/// The addresses that may connect. Placeholder body.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct SourceRanges(Option<Arc<[(IpAddr, IpAddr)]>>);
+/// A frontend as it stands in the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frontend {
+    /// Where clients dial.
+    pub key: FrontendKey,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Who is served first when not all fit: lower first, then by `key`.
+    pub precedence: u64,
+    /// Its backends.
+    pub pool: Arc<Pool>,
+    /// The rest.
+    pub policy: Arc<Policy>,
+}
 
-/// Placeholder.
-pub struct Table;
+/// A frontend's place in the table: dense, and its own while the frontend lives. Given to another
+/// frontend after that, which [`Table::diff`] tells as the end of one and the start of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// The forwarding table. Made by [`TableBuilder::freeze`] alone.
+///
+/// Two tables are equal if they have the same frontends in the same slots under one key; the
+/// generation does not count.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// One more than the table's before it; the first is 1.
+    pub generation: u64,
+    /// The key of every hash that decides a backend.
+    pub hash_key: HashKey,
+    frontends: Radix<Arc<Frontend>>,
+    len: usize,
+}
+
+impl Table {
+    /// The frontend at `slot`.
+    pub fn get(&self, slot: Slot) -> Option<&Arc<Frontend>> {
+        self.frontends.get(slot.0)
+    }
+
+    /// Every frontend, by slot.
+    pub fn iter(&self) -> impl Iterator<Item = (Slot, &Arc<Frontend>)> {
+        self.frontends.iter().map(|(i, f)| (Slot(i), f))
+    }
+
+    /// How many frontends there are.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// No frontend at all?
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Calls `changed(slot, before, after)` for every frontend that is not the same in both, by
+    /// slot. Both are `Some` only for one frontend (one key) that changed; a slot that passed to
+    /// another frontend is told in two calls, first what ended, then what began.
+    ///
+    /// Costs what differs, not what there is: parts shared by pointer are not entered.
+    pub fn diff<'a>(
+        old: &'a Table,
+        new: &'a Table,
+        mut changed: impl FnMut(Slot, Option<&'a Arc<Frontend>>, Option<&'a Arc<Frontend>>),
+    ) {
+        Radix::diff(&old.frontends, &new.frontends, |i, before, after| {
+            match (before, after) {
+                (Some(a), Some(b)) if a.key != b.key => {
+                    changed(Slot(i), before, None);
+                    changed(Slot(i), None, after);
+                }
+                _ => changed(Slot(i), before, after),
+            }
+        });
+    }
+}
+
+impl PartialEq for Table {
+    fn eq(&self, other: &Table) -> bool {
+        self.len == other.len
+            && self.hash_key == other.hash_key
+            && self.frontends == other.frontends
+    }
+}
+
+impl Eq for Table {}
