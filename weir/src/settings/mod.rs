@@ -11,6 +11,7 @@ mod values;
 pub use effective::Settings;
 pub use file::{load, parse};
 pub use layer::Layer;
+pub use problem::Problem;
 pub use values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Range, Span};
 
 /// The JSON Schema of the settings file, as `deploy/weir.schema.json` publishes it.
