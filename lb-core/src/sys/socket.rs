@@ -1,0 +1,118 @@
+//! Listening sockets, accept, reset.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
+use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+
+/// Connections that may wait for accept, capped by net.core.somaxconn (4,096 since Linux 5.4).
+const BACKLOG: i32 = 65_535;
+/// Receive buffer of a UDP listener: 4 MiB holds a burst of some 2,000 full frames.
+const UDP_RECEIVE_BUFFER: usize = 4 << 20;
+
+/// The call that failed while a listening socket was made, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ListenError {
+    pub(crate) step: &'static str,
+    pub(crate) errno: Errno,
+}
+
+/// Names the call that failed.
+fn step(step: &'static str) -> impl Fn(io::Error) -> ListenError {
+    move |error| ListenError {
+        step,
+        errno: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    }
+}
+
+/// A nonblocking TCP socket that listens at `address` beside those of the other workers.
+///
+/// What accepted sockets inherit is set here once: TCP_NODELAY (a proxy must not add Nagle's
+/// delay), SO_OOBINLINE (the urgent byte stays in its place), keepalive (a peer that vanished
+/// while idle is found within two minutes).
+pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM.nonblocking(),
+        None,
+    )
+    .map_err(step("socket"))?;
+    // So that connections of an earlier process in TIME_WAIT do not keep us from the port.
+    socket
+        .set_reuse_address(true)
+        .map_err(step("SO_REUSEADDR"))?;
+    socket.set_tcp_nodelay(true).map_err(step("TCP_NODELAY"))?;
+    socket
+        .set_out_of_band_inline(true)
+        .map_err(step("SO_OOBINLINE"))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(15))
+        .with_retries(4);
+    socket
+        .set_tcp_keepalive(&keepalive)
+        .map_err(step("SO_KEEPALIVE"))?;
+    bind(&socket, address)?;
+    socket.listen(BACKLOG).map_err(step("listen"))?;
+    Ok(socket.into())
+}
+
+/// A nonblocking UDP socket bound to `address` beside those of the other workers.
+pub(crate) fn listen_udp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM.nonblocking(),
+        None,
+    )
+    .map_err(step("socket"))?;
+    // Without the privilege for more it is net.core.rmem_max, as good as we can get.
+    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, UDP_RECEIVE_BUFFER).is_err()
+    {
+        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
+    }
+    bind(&socket, address)?;
+    Ok(socket.into())
+}
+
+/// Binds to an address that need not be on the machine yet.
+fn bind(socket: &Socket, address: SocketAddr) -> Result<(), ListenError> {
+    socket.set_reuse_port(true).map_err(step("SO_REUSEPORT"))?;
+    match address {
+        SocketAddr::V4(_) => socket.set_freebind_v4(true).map_err(step("IP_FREEBIND"))?,
+        SocketAddr::V6(_) => {
+            socket.set_only_v6(true).map_err(step("IPV6_V6ONLY"))?;
+            socket
+                .set_freebind_v6(true)
+                .map_err(step("IPV6_FREEBIND"))?;
+        }
+    }
+    socket.bind(&address.into()).map_err(step("bind"))
+}
+
+/// The next connection that waits at `listener`, nonblocking, and who called.
+///
+/// # Errors
+/// EAGAIN when none waits; ECONNABORTED and other transient ones of accept(2); EMFILE, ENFILE.
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<(OwnedFd, SocketAddr), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (socket, client) = acceptfrom_with(listener, flags)?;
+    let client = client.and_then(|client: SocketAddrAny| SocketAddr::try_from(client).ok());
+    // A peer that reset before we came may leave no address.
+    client
+        .map(|client| (socket, client))
+        .ok_or(Errno::CONNABORTED)
+}
+
+/// Closes a TCP connection with RST (SO_LINGER of zero).
+pub(crate) fn reset(socket: OwnedFd) {
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// A descriptor that does nothing but hold its place.
+pub(crate) fn placeholder() -> Result<OwnedFd, Errno> {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+}

@@ -1,0 +1,153 @@
+//! The descriptors that connections and flows may hold, and accept when there are none.
+//!
+//! All workers share one allowance. Each publishes what it holds (its counter, one writer), reads
+//! the others' once a turn, and takes at most an even share of what is left in that turn: no
+//! atomic read-modify-write, and an overdraft small enough for the reserve.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::local::Local;
+use crate::stats::{CloseReason, WorkerCounters};
+use crate::sys::socket;
+
+/// Descriptors that a TCP connection holds: the client's socket and the backend's.
+pub(crate) const PER_CONNECTION: u64 = 2;
+/// Errors in a row of which each says "this caller is gone, ask for the next".
+const MAX_ABORTED: usize = 64;
+
+/// What [`Descriptors::accept`] found.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// A connection; [`PER_CONNECTION`] are taken from the budget, to be given back at its end.
+    /// It counts as opened.
+    Connection(OwnedFd, std::net::SocketAddr),
+    /// One that there was no room for: accepted, reset and counted.
+    Shed,
+    /// Nobody waits (or nobody can be let in just now).
+    Empty,
+}
+
+/// One worker's view of the allowance.
+#[derive(Debug)]
+pub(crate) struct Descriptors {
+    /// Of every worker; ours is at `own`.
+    workers: Arc<[Arc<WorkerCounters>]>,
+    own: usize,
+    /// What all workers together may hold.
+    allowance: u64,
+    /// What we may still take in this turn.
+    room: u64,
+    /// Held so that it can be let go when there is no other: the only way to take a caller off
+    /// the queue and tell him, once the process may open nothing more.
+    reserve: Option<OwnedFd>,
+    /// Neither accept nor the reserve works: listeners must rest for a while.
+    exhausted: bool,
+}
+
+impl Descriptors {
+    pub(super) fn new(
+        workers: Arc<[Arc<WorkerCounters>]>,
+        own: usize,
+    ) -> Result<Descriptors, Errno> {
+        Ok(Descriptors {
+            workers,
+            own,
+            allowance: 0,
+            room: 0,
+            reserve: Some(socket::placeholder()?),
+            exhausted: false,
+        })
+    }
+
+    /// Sets what all workers together may hold.
+    pub(super) fn allow(&mut self, allowance: u64) {
+        self.allowance = allowance;
+    }
+
+    /// At the start of a turn: sees what the others hold.
+    pub(super) fn begin_turn(&mut self) {
+        let held: u64 = self.workers.iter().map(|w| w.descriptors.value()).sum();
+        let left = self.allowance.saturating_sub(held);
+        // Rounded up, so that the last ones are not out of everyone's reach.
+        self.room = left.div_ceil(self.workers.len().max(1) as u64);
+        if left >= PER_CONNECTION {
+            self.room = self.room.max(PER_CONNECTION);
+        }
+        if self.reserve.is_none() {
+            self.reserve = socket::placeholder().ok();
+        }
+    }
+
+    /// Takes `n` for sockets about to be opened; false if there is no room for them.
+    pub(crate) fn take(&mut self, n: u64) -> bool {
+        if self.room < n {
+            return false;
+        }
+        self.room -= n;
+        self.workers[self.own].descriptors.add(n);
+        true
+    }
+
+    /// Gives back `n` that are closed.
+    pub(crate) fn give(&mut self, n: u64) {
+        self.room += n;
+        self.workers[self.own].descriptors.sub(n);
+    }
+
+    /// The next connection at `listener`, if there is room for it. Past the budget, or the
+    /// kernel's limits, the newest is shed: what lives is not touched.
+    pub(crate) fn accept(&mut self, local: &Local, listener: BorrowedFd<'_>) -> Accepted {
+        for _ in 0..MAX_ABORTED {
+            match socket::accept(listener) {
+                Ok((socket, client)) => return self.admit(local, socket, client),
+                Err(Errno::AGAIN) => return Accepted::Empty,
+                Err(Errno::MFILE | Errno::NFILE) => return self.shed_by_reserve(local, listener),
+                // accept(2): the caller's own error, or the network's; the next may be well.
+                Err(_) => {}
+            }
+        }
+        Accepted::Empty
+    }
+
+    fn admit(&mut self, local: &Local, socket: OwnedFd, client: std::net::SocketAddr) -> Accepted {
+        local.counters.connections_opened.add(1);
+        if self.take(PER_CONNECTION) {
+            return Accepted::Connection(socket, client);
+        }
+        socket::reset(socket);
+        local.counters.closed(CloseReason::DescriptorLimit).add(1);
+        self.workers[self.own].shed_budget.add(1);
+        Accepted::Shed
+    }
+
+    /// EMFILE or ENFILE: the caller at the head of the queue would make the listener readable for
+    /// ever. Let the reserve go, take him, reset him, and take the reserve back.
+    fn shed_by_reserve(&mut self, local: &Local, listener: BorrowedFd<'_>) -> Accepted {
+        self.reserve = None;
+        let taken = socket::accept(listener);
+        let found = match taken {
+            Ok((socket, _)) => {
+                socket::reset(socket);
+                local.counters.connections_opened.add(1);
+                local.counters.closed(CloseReason::DescriptorLimit).add(1);
+                self.workers[self.own].shed_exhausted.add(1);
+                Accepted::Shed
+            }
+            Err(errno) => {
+                // Another thread was quicker to the place that we let go.
+                self.exhausted |= matches!(errno, Errno::MFILE | Errno::NFILE);
+                Accepted::Empty
+            }
+        };
+        self.reserve = socket::placeholder().ok();
+        found
+    }
+
+    /// Must listeners rest, because accept can only fail? Asked once.
+    pub(super) fn take_exhausted(&mut self) -> bool {
+        std::mem::take(&mut self.exhausted)
+    }
+}
