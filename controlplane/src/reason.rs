@@ -248,6 +248,24 @@ pub enum Reason {
         /// By whom.
         holder: Key,
     },
+    /// The table refuses the frontend.
+    #[error("{problem}")]
+    FrontendInvalid {
+        /// Which frontend, why, and what is possible.
+        problem: Arc<str>,
+    },
+    /// Maglev was asked for, for more backends than its table holds.
+    #[error(
+        "{frontend} has {count} backends and maglev takes {most} at most: consistent is used instead"
+    )]
+    MaglevPoolTooLarge {
+        /// Which.
+        frontend: FrontendKey,
+        /// How many it has.
+        count: usize,
+        /// How many are possible.
+        most: usize,
+    },
     /// The address could not be put on an interface.
     #[error("address {address} is not on this machine and cannot be added: {problem}")]
     AddressNotAdded {
@@ -335,6 +353,8 @@ impl Reason {
             RequestedFamily,
             SharingRefused,
             FrontendTaken,
+            FrontendInvalid,
+            MaglevPoolTooLarge,
             AddressNotAdded,
             NotListening,
             DescriptorLimit,
@@ -361,7 +381,8 @@ impl Reason {
             | BadSourceRange { .. }
             | BadAddressRequest { .. }
             | ConflictingRequest { .. }
-            | RequestedFamily { .. } => Severity::Refused,
+            | RequestedFamily { .. }
+            | FrontendInvalid { .. } => Severity::Refused,
             NoUsableEndpoint { .. }
             | PortNameMismatch { .. }
             | NoPool { .. }
@@ -382,6 +403,7 @@ impl Reason {
             | MoreEndpointsRefused { .. }
             | OnlyTerminatingEndpoints { .. }
             | CrossFamily { .. }
+            | MaglevPoolTooLarge { .. }
             | ClientAddressNotKept
             | AddressOutsidePools { .. }
             | StaleObject { .. }

@@ -39,3 +39,54 @@ impl Default for Limits {
         }
     }
 }
+
+// TEMPORARY
+use crate::table::{Radix, Slot, Table};
+use std::sync::{Arc, Mutex};
+/// x
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BindError(pub String);
+/// x
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenerState { /// x
+Closed, /// x
+Listening, /// x
+Failed(BindError), /// x
+OverLimit }
+/// x
+#[derive(Clone, Debug)]
+pub struct WorkerReport { /// x
+pub worker: usize, /// x
+pub generation: u64, /// x
+pub heartbeat: std::time::Duration, /// x
+pub listeners: Radix<ListenerState> }
+/// x
+#[derive(Clone, Debug)]
+pub struct Report { /// x
+pub workers: Vec<Arc<WorkerReport>> }
+impl Report {
+/// x
+pub fn generation(&self) -> u64 { self.workers.iter().map(|w| w.generation).min().unwrap_or(0) }
+/// x
+pub fn listener(&self, slot: Slot) -> ListenerState { self.workers.iter().filter_map(|w| w.listeners.get(slot.0)).next().cloned().unwrap_or(ListenerState::Closed) }
+}
+type Hook = Box<dyn Fn() + Send + Sync>;
+/// x
+#[derive(Clone)]
+pub struct Handle(Arc<(Mutex<Arc<Table>>, Mutex<Option<Hook>>)>);
+impl Handle {
+/// x
+pub fn fake(t: Arc<Table>) -> Handle { Handle(Arc::new((Mutex::new(t), Mutex::new(None)))) }
+/// x
+pub fn publish(&self, t: Arc<Table>) { *self.0.0.lock().expect("x") = t; if let Some(h) = &*self.0.1.lock().expect("x") { h() } }
+/// x
+pub fn on_change(&self, h: Hook) { *self.0.1.lock().expect("x") = Some(h); }
+/// x
+pub fn report(&self) -> Report {
+ let t = self.0.0.lock().expect("x").clone();
+ let mut listeners = Radix::new();
+ for (s, f) in t.iter() { listeners.set(s.0, Some(if f.pool.has_usable() { ListenerState::Listening } else { ListenerState::Closed })); }
+ Report { workers: vec![Arc::new(WorkerReport { worker: 0, generation: t.generation, heartbeat: Default::default(), listeners })] }
+}
+}

@@ -104,7 +104,7 @@ impl Settings {
             connect_timeout: connect_timeout
                 .or(under.connect_timeout)
                 .map_or(millis, |s| s.0),
-            connect_budget: seconds(connect_budget, under.connect_budget, 2),
+            connect_budget: seconds(connect_budget, under.connect_budget, 3),
             idle_timeout: seconds(idle_timeout, under.idle_timeout, 3_600),
             half_close_timeout: seconds(half_close_timeout, under.half_close_timeout, 300),
             flow_one_way_timeout: seconds(flow_one_way_timeout, under.flow_one_way_timeout, 30),

@@ -118,7 +118,7 @@ pub struct Layer {
     #[arg(long, env = "WEIR_CONNECT_TIMEOUT", value_name = "TIME")]
     pub connect_timeout: Option<Span>,
 
-    /// Deadline of all attempts for one connection. Default: 2s.
+    /// Deadline of all attempts for one connection. Default: 3s.
     #[arg(long, env = "WEIR_CONNECT_BUDGET", value_name = "TIME")]
     pub connect_budget: Option<Span>,
 

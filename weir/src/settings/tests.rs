@@ -120,7 +120,7 @@ fn every_error_has_its_place() {
         ("engine: iouring\n", "1:9", "did you mean \"io_uring\"?"),
         ("admin: 0.0.0.0:80\n", "1:8", "not a loopback address"),
         ("workers: 0\n", "1:1", "nonzero"),
-        ("workers: [\n", "2:1", ""),
+        ("workers: [\n", "1:10", ""),
         ("workers: 1\nworkers: 2\n", "2:1", "workers"),
         ("- a\n", "1:1", ""),
         ("hashKey: 12345\n", "1:10", "32 hexadecimal digits"),
