@@ -8,7 +8,3 @@ mod reason;
 
 pub use counters::{Counter, FrontendCounters, WorkerCounters};
 pub use reason::{CloseReason, DropReason};
-/// TEMP
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot { /// x
-pub x: u64 }

@@ -117,6 +117,7 @@ impl TableBuilder {
             next: table.clone(),
             slots,
             free: (0..end).map(Slot).filter(|s| !used.contains(s)).collect(),
+            removed: BTreeMap::new(),
         }
     }
 
