@@ -2,6 +2,8 @@
 #![allow(dead_code)]
 pub mod affinity;
 pub mod balance;
+pub mod conn;
+pub mod flow;
 pub mod plane;
 pub mod slab;
 pub mod stats;

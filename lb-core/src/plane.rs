@@ -1,5 +1,31 @@
 //! The public face of the data plane: start it, publish tables to it, hear what its workers run,
 //! drain it, stop it.
+//!
+//! Nothing here waits for a worker but [`Handle::wait`] and [`Plane::stop`], and no worker waits
+//! for anything here.
+
+use std::collections::hash_map::RandomState;
+use std::fmt;
+use std::hash::{BuildHasher, Hasher};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::stats::{Snapshot, WorkerCounters, WorkerTotals};
+use crate::sys::epoll::Poller;
+use crate::sys::eventfd::Wake;
+use crate::sys::{clock, process};
+use crate::table::Table;
+use crate::time::Time;
+use crate::worker::descriptors::Descriptors;
+use crate::worker::{Budget, Published, Seat, Shared, TooFew, Worker, WorkerState};
+
+pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
 
 /// Which I/O driver runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,7 +50,8 @@ pub struct Limits {
     pub copy_bytes: usize,
     /// Clients that stay with a backend, per worker and frontend with affinity.
     pub pins: usize,
-    /// Descriptors kept for what is not traffic: admin, sources, logs, state.
+    /// Descriptors kept for what is not traffic: admin, sources, logs, state. At most a quarter of
+    /// the process's limit is taken for them.
     pub reserved_descriptors: u64,
 }
 
@@ -32,10 +59,440 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             flows: 65_536,
-            flows_per_source: 1_024,
+            flows_per_source: 16_384,
             copy_bytes: 4 << 20,
             pins: 65_536,
             reserved_descriptors: 64,
         }
+    }
+}
+
+/// How a plane runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Worker threads, at least 1; one per CPU is what it was made for.
+    pub workers: usize,
+    /// Pin worker n to the nth CPU that the process may use.
+    pub pin: bool,
+    /// Which I/O driver runs.
+    pub engine: Engine,
+    /// What the process allows itself.
+    pub limits: Limits,
+}
+
+impl Default for Config {
+    /// A pinned worker for each CPU that the process may use.
+    fn default() -> Config {
+        Config {
+            workers: thread::available_parallelism().map_or(1, |n| n.get()),
+            pin: true,
+            engine: Engine::Auto,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Why a plane could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Zero workers.
+    #[error("cannot start with 0 workers; ask for at least 1")]
+    NoWorkers,
+    /// The engine that was asked for is not there.
+    #[error(
+        "the io_uring engine is not part of this build; use `--engine auto` or `--engine epoll`"
+    )]
+    NoIoUring,
+    /// The limit of open descriptors is too low.
+    #[error(
+        "the limit of open files is {limit}, and {workers} workers need {needed}; raise it (LimitNOFILE, ulimit -n) or run fewer workers"
+    )]
+    TooFewDescriptors {
+        /// The limit, after raising it as far as allowed.
+        limit: u64,
+        /// The workers asked for.
+        workers: usize,
+        /// The least limit that will do.
+        needed: u64,
+    },
+    /// The kernel refused a worker's epoll instance or eventfd.
+    #[error(
+        "cannot set up worker {worker}: {source}; check the limit of open files and the seccomp profile"
+    )]
+    Poller {
+        /// Which worker.
+        worker: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The kernel refused a thread.
+    #[error(
+        "cannot start the thread of {name}: {source}; check the limit of processes (TasksMax, ulimit -u) and memory"
+    )]
+    Thread {
+        /// The thread's name.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A running data plane. Dropping it stops it.
+#[derive(Debug)]
+pub struct Plane {
+    handle: Handle,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Plane {
+    /// Starts the workers on `table`. Their listeners open from now on; [`Handle::wait`] tells
+    /// when they have.
+    ///
+    /// Raises the soft limit of open descriptors to the hard one.
+    ///
+    /// # Errors
+    /// See [`StartError`]. Nothing runs then.
+    pub fn start(config: Config, table: Arc<Table>) -> Result<Plane, StartError> {
+        let Config {
+            workers,
+            pin,
+            engine,
+            limits,
+        } = config;
+        if workers == 0 {
+            return Err(StartError::NoWorkers);
+        }
+        if engine == Engine::IoUring {
+            return Err(StartError::NoIoUring);
+        }
+        let limit = process::raise_nofile();
+        let budget = Budget::new(limit, workers, limits.reserved_descriptors);
+        let budget = budget.map_err(|TooFew { needed }| StartError::TooFewDescriptors {
+            limit,
+            workers,
+            needed,
+        })?;
+        let watchers = Arc::new(Watchers::default());
+        let reporter = spawn("lb-report".into(), {
+            let watchers = Arc::clone(&watchers);
+            move || watchers.run()
+        })?;
+        let shared = shared(workers, reporter.thread().clone(), budget, table)
+            .inspect_err(|_| watchers.end(reporter.thread()))?;
+        let mut plane = Plane {
+            handle: Handle(Arc::new(Inner {
+                shared,
+                budget,
+                watchers,
+            })),
+            threads: vec![reporter],
+        };
+        // From here on a failure drops the plane, which stops what has started.
+        plane.start_workers(pin, &limits)?;
+        Ok(plane)
+    }
+
+    fn start_workers(&mut self, pin: bool, limits: &Limits) -> Result<(), StartError> {
+        let shared = &self.handle.0.shared;
+        let cpus = process::allowed_cpus();
+        let seed = RandomState::new();
+        for index in 0..shared.wakes.len() {
+            let seat = seat(shared, index, limits, &seed).map_err(|source| StartError::Poller {
+                worker: index,
+                source: source.into(),
+            })?;
+            let cpu = (pin && !cpus.is_empty()).then(|| cpus[index % cpus.len()]);
+            let thread = spawn(format!("lb-worker-{index}"), move || work(seat, cpu))?;
+            self.threads.push(thread);
+        }
+        Ok(())
+    }
+
+    /// The way to talk to it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Ends it at once: what still lives is reset. [Drain](Handle::drain) first to finish it.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        let Inner {
+            shared, watchers, ..
+        } = &*self.handle.0;
+        shared.stop.store(true, Ordering::Release);
+        shared.wake_all();
+        watchers.end(&shared.reporter);
+        for thread in self.threads.drain(..) {
+            // A worker does not return from a panic; a watcher's was caught.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Talks to a running [`Plane`]; from any thread, and of no effect once it has stopped.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    shared: Arc<Shared>,
+    budget: Budget,
+    watchers: Arc<Watchers>,
+}
+
+impl Handle {
+    /// Hands `table` to the workers; each goes over to it at its next turn. A table published
+    /// before a worker came to the last one takes that one's place.
+    pub fn publish(&self, table: Arc<Table>) {
+        let shared = &self.0.shared;
+        let plan = self.0.budget.plan(&table);
+        // The order that loses no wake: store, then ring.
+        shared.published.store(Arc::new(Published { table, plan }));
+        shared.wake_all();
+    }
+
+    /// What every worker runs now.
+    pub fn report(&self) -> Report {
+        let shared = &self.0.shared;
+        let now = clock::now();
+        let workers = shared.states.iter().zip(shared.counters.iter()).enumerate();
+        let workers = workers.map(|(worker, (state, counters))| {
+            let state = state.load();
+            Arc::new(WorkerReport {
+                worker,
+                generation: state.generation,
+                heartbeat: now.since(Time::from_micros(counters.heartbeat.value())),
+                listeners: state.listeners.clone(),
+            })
+        });
+        Report {
+            workers: workers.collect(),
+        }
+    }
+
+    /// Calls `callback` after every change of the report, from a thread of its own; several
+    /// changes may make one call. Workers do not wait for it, other callbacks do.
+    pub fn on_change(&self, callback: Box<dyn Fn() + Send + Sync>) {
+        self.0.watchers.lock().callbacks.push(Arc::from(callback));
+        // What changed before it was there is told too.
+        self.0.shared.reporter.unpark();
+    }
+
+    /// Blocks until every worker runs `generation` (or a later one) in full, each listener being
+    /// open or known not to be; false if `timeout` passes first.
+    pub fn wait(&self, generation: u64, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let watchers = &self.0.watchers;
+        let mut state = watchers.lock();
+        while self.report().generation() < generation {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = watchers.wait(state, left);
+        }
+        true
+    }
+
+    /// Every counter now.
+    pub fn stats(&self) -> Snapshot {
+        let shared = &self.0.shared;
+        let mut snapshot = Snapshot {
+            workers: shared
+                .counters
+                .iter()
+                .map(|c| WorkerTotals::from(&**c))
+                .collect(),
+            ..Snapshot::default()
+        };
+        for state in &shared.states {
+            let state = state.load();
+            state
+                .counters
+                .iter()
+                .for_each(|(_, counters)| snapshot.add(counters));
+            state
+                .retired
+                .iter()
+                .for_each(|counters| snapshot.add(counters));
+        }
+        snapshot
+    }
+
+    /// Takes no new work from now on, and ends at `deadline` from now what lives then; a later
+    /// call moves the end. Who has finished its TCP handshake is still served: listeners close a
+    /// quarter of a second later, when handshakes under way have ended too.
+    pub fn drain(&self, deadline: Duration) {
+        let shared = &self.0.shared;
+        let until = (clock::now() + deadline)
+            .as_micros()
+            .min(Shared::NO_DRAIN - 1);
+        shared.drain_until.store(until, Ordering::Release);
+        shared.wake_all();
+    }
+
+    /// Has a drain ended: no listener, no connection, no flow?
+    pub fn is_drained(&self) -> bool {
+        self.0
+            .shared
+            .states
+            .iter()
+            .all(|state| state.load().drained)
+    }
+
+    /// How many connections and flows live now.
+    pub fn active(&self) -> (u64, u64) {
+        let counters = self.0.shared.counters.iter();
+        counters.fold((0, 0), |(connections, flows), worker| {
+            (
+                connections + worker.connections_active.value(),
+                flows + worker.flows_active.value(),
+            )
+        })
+    }
+}
+
+/// What all threads share, before any of them runs.
+fn shared(
+    workers: usize,
+    reporter: thread::Thread,
+    budget: Budget,
+    table: Arc<Table>,
+) -> Result<Arc<Shared>, StartError> {
+    let plan = budget.plan(&table);
+    let wake = |worker| {
+        Wake::new().map_err(|errno| StartError::Poller {
+            worker,
+            source: errno.into(),
+        })
+    };
+    let now = clock::now().as_micros();
+    let counters = (0..workers).map(|_| {
+        let counters = WorkerCounters::default();
+        counters.heartbeat.set(now);
+        Arc::new(counters)
+    });
+    Ok(Arc::new(Shared {
+        published: Arc::new(ArcSwap::from_pointee(Published { table, plan })),
+        states: (0..workers)
+            .map(|_| ArcSwap::from_pointee(WorkerState::default()))
+            .collect(),
+        counters: counters.collect(),
+        wakes: (0..workers).map(wake).collect::<Result<_, _>>()?,
+        drain_until: AtomicU64::new(Shared::NO_DRAIN),
+        stop: AtomicBool::new(false),
+        reporter,
+    }))
+}
+
+/// What a worker needs of the kernel, taken before its thread starts.
+fn seat(
+    shared: &Arc<Shared>,
+    index: usize,
+    limits: &Limits,
+    seed: &RandomState,
+) -> rustix::io::Result<Seat> {
+    let random = |salt: u64| {
+        let mut hasher = seed.build_hasher();
+        hasher.write_u64(salt);
+        hasher.finish()
+    };
+    let poller = Poller::new()?;
+    Worker::watch_wake(&poller, shared, index)?;
+    Ok(Seat {
+        index,
+        shared: Arc::clone(shared),
+        poller,
+        descriptors: Descriptors::new(Arc::clone(&shared.counters), index)?,
+        limits: limits.clone(),
+        seed: random(index as u64),
+        selector_seed: random(u64::MAX) as u32,
+    })
+}
+
+/// The life of a worker's thread. A panic there is a bug of ours, and half a data plane is worse
+/// than none: the process ends, and whoever supervises it starts it anew.
+fn work(seat: Seat, cpu: Option<usize>) {
+    let index = seat.index;
+    if let Some(cpu) = cpu {
+        // Only speed is lost without it: a CPU that was taken off line since we asked.
+        let _ = process::pin(cpu);
+    }
+    if catch_unwind(AssertUnwindSafe(|| Worker::new(seat).run())).is_err() {
+        // The panic's own message stands above this one.
+        eprintln!("worker {index} panicked; this is a bug: the process aborts to be restarted");
+        std::process::abort();
+    }
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    let builder = thread::Builder::new().name(name.clone());
+    builder
+        .spawn(body)
+        .map_err(|source| StartError::Thread { name, source })
+}
+
+type Callback = Arc<dyn Fn() + Send + Sync>;
+
+/// Those who want to hear of changed reports. Workers only unpark the thread that tells them.
+#[derive(Default)]
+struct Watchers {
+    state: Mutex<WatcherState>,
+    told: Condvar,
+    stop: AtomicBool,
+}
+
+#[derive(Default)]
+struct WatcherState {
+    callbacks: Vec<Callback>,
+}
+
+impl Watchers {
+    fn lock(&self) -> MutexGuard<'_, WatcherState> {
+        // Nothing panics while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(
+        &self,
+        state: MutexGuard<'a, WatcherState>,
+        timeout: Duration,
+    ) -> MutexGuard<'a, WatcherState> {
+        let waited = self.told.wait_timeout(state, timeout);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Ends the thread that tells them.
+    fn end(&self, reporter: &thread::Thread) {
+        self.stop.store(true, Ordering::Release);
+        reporter.unpark();
+    }
+
+    /// The life of the thread that tells them.
+    fn run(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            // An unpark between here and the park makes that return at once.
+            let callbacks = {
+                let state = self.lock();
+                self.told.notify_all();
+                state.callbacks.clone()
+            };
+            for callback in callbacks {
+                // A callback that panics is its owner's bug, and no reason to fall silent.
+                let _ = catch_unwind(AssertUnwindSafe(|| callback()));
+            }
+            thread::park();
+        }
+    }
+}
+
+impl fmt::Debug for Watchers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watchers").finish_non_exhaustive()
     }
 }

@@ -4,7 +4,7 @@
 //! was queued for something since removed finds nothing, instead of what took its place.
 
 /// Names one entry of one [`Slab`], and no later entry in its place (until 2^32 have come and gone).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     index: u32,
     generation: u32,
@@ -112,6 +112,12 @@ impl<T> Slab<T> {
         }
         self.len += 1;
         key
+    }
+
+    /// The key of what is at `index`, if anything is.
+    pub fn key_at(&self, index: u32) -> Option<Key> {
+        let entry = self.entries.get(index as usize)?;
+        matches!(entry.place, Place::Occupied(_)).then(|| Key::from_parts(index, entry.generation))
     }
 
     /// The entry, unless it was removed.

@@ -62,6 +62,8 @@ reasons! {
         Removed = "removed",
         /// A flow's backend refused its datagrams, and no other took them.
         Refused = "refused",
+        /// A flow that never saw a reply made room for a newer one.
+        Shed = "shed",
     }
 }
 
@@ -78,6 +80,8 @@ reasons! {
         SourceFlowLimit = "source_flow_limit",
         /// The process is short of descriptors.
         DescriptorLimit = "descriptor_limit",
+        /// No local port is left to reach a backend from.
+        PortsExhausted = "ports_exhausted",
         /// Larger than the next hop takes.
         TooLarge = "too_large",
         /// The kernel did not have the room to send it.

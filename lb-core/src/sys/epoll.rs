@@ -19,6 +19,7 @@ impl Interest {
         epoll::EventFlags::IN
             .union(epoll::EventFlags::OUT)
             .union(epoll::EventFlags::RDHUP)
+            .union(epoll::EventFlags::PRI)
             .union(epoll::EventFlags::ET),
     );
     /// As long as there is something to read: level-triggered.
@@ -45,6 +46,11 @@ impl Readiness {
     /// The peer sent its FIN.
     pub(crate) fn read_closed(self) -> bool {
         self.0.contains(epoll::EventFlags::RDHUP)
+    }
+
+    /// The peer has sent urgent data.
+    pub(crate) fn urgent(self) -> bool {
+        self.0.contains(epoll::EventFlags::PRI)
     }
 
     /// Both directions are over.

@@ -10,3 +10,5 @@ pub(crate) mod eventfd;
 pub(crate) mod filter;
 pub(crate) mod process;
 pub(crate) mod socket;
+pub(crate) mod stream;
+pub(crate) mod udp;

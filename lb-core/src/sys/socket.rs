@@ -2,17 +2,18 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use super::udp;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketFlags, acceptfrom_with};
-use socket2::{Domain, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::stream;
 
 /// Connections that may wait for accept, capped by net.core.somaxconn (4,096 since Linux 5.4).
 const BACKLOG: i32 = 65_535;
-/// Receive buffer of a UDP listener: 4 MiB holds a burst of some 2,000 full frames.
-const UDP_RECEIVE_BUFFER: usize = 4 << 20;
 
 /// The call that failed while a listening socket was made, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +50,10 @@ pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     socket
         .set_out_of_band_inline(true)
         .map_err(step("SO_OOBINLINE"))?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(60))
-        .with_interval(Duration::from_secs(15))
-        .with_retries(4);
-    socket
-        .set_tcp_keepalive(&keepalive)
-        .map_err(step("SO_KEEPALIVE"))?;
+    stream::bound_silence(socket.as_fd()).map_err(|errno| ListenError {
+        step: "TCP_USER_TIMEOUT",
+        errno,
+    })?;
     bind(&socket, address)?;
     socket.listen(BACKLOG).map_err(step("listen"))?;
     Ok(socket.into())
@@ -69,11 +67,10 @@ pub(crate) fn listen_udp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
         None,
     )
     .map_err(step("socket"))?;
-    // Without the privilege for more it is net.core.rmem_max, as good as we can get.
-    if rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, UDP_RECEIVE_BUFFER).is_err()
-    {
-        let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BUFFER);
-    }
+    udp::prepare_listener(socket.as_fd(), address).map_err(|errno| ListenError {
+        step: "setsockopt",
+        errno,
+    })?;
     bind(&socket, address)?;
     Ok(socket.into())
 }
@@ -115,4 +112,15 @@ pub(crate) fn reset(socket: OwnedFd) {
 /// A descriptor that does nothing but hold its place.
 pub(crate) fn placeholder() -> Result<OwnedFd, Errno> {
     rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+}
+
+/// Is there a caller, or a datagram, at `listener`?
+pub(crate) fn is_readable(listener: BorrowedFd<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
 }

@@ -48,7 +48,7 @@ pub(crate) struct Descriptors {
 }
 
 impl Descriptors {
-    pub(super) fn new(
+    pub(crate) fn new(
         workers: Arc<[Arc<WorkerCounters>]>,
         own: usize,
     ) -> Result<Descriptors, Errno> {

@@ -4,7 +4,7 @@
 //! atomic. A [`Local`] is kept alive by its listener, its connections and its flows; it outlives
 //! the frontend's place in the table as long as one of them needs it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
@@ -104,6 +104,8 @@ pub(crate) struct Local {
     /// This worker's counters of it.
     pub(crate) counters: Arc<FrontendCounters>,
     frontend: RefCell<Arc<Frontend>>,
+    /// How often `frontend` was replaced.
+    revision: Cell<u64>,
     /// In the order of the pool's own list.
     backends: RefCell<Vec<Rc<BackendLocal>>>,
     listener: RefCell<Option<Rc<OwnedFd>>>,
@@ -120,6 +122,7 @@ impl Local {
             slot,
             counters: Arc::new(counters),
             frontend: RefCell::new(Arc::clone(frontend)),
+            revision: Cell::new(0),
             backends: RefCell::default(),
             listener: RefCell::default(),
             ticket: Cell::new(0),
@@ -132,6 +135,16 @@ impl Local {
     /// The frontend as the worker's table has it, or had it last.
     pub(crate) fn frontend(&self) -> Arc<Frontend> {
         Arc::clone(&self.frontend.borrow())
+    }
+
+    /// As [`Local::frontend`], borrowed for a moment: no atomic, for a datagram's path.
+    pub(crate) fn view(&self) -> Ref<'_, Arc<Frontend>> {
+        self.frontend.borrow()
+    }
+
+    /// Changes with every new state of the frontend.
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.get()
     }
 
     /// Its policy.
@@ -151,6 +164,7 @@ impl Local {
     /// Takes the frontend's new state; backends that stay keep what we know of them.
     pub(super) fn update(&self, frontend: &Arc<Frontend>) {
         let old = self.frontend.replace(Arc::clone(frontend));
+        self.revision.set(self.revision.get() + 1);
         if !Arc::ptr_eq(&old.pool, &frontend.pool) {
             let known = self.backends.take();
             self.adopt(&frontend.pool, known);

@@ -1,8 +1,141 @@
 //! Workers: one pinned thread each, with its own listeners, connections, flows, timers, counters.
+//!
+//! All that crosses threads is in [`Shared`]: the published table going in, each worker's state
+//! coming out, a few flags. No lock, and no wait on anyone: a control plane that hangs leaves the
+//! workers with the last table.
+//!
+//! # Publish and wake
+//!
+//! The publisher *stores the table, then writes the worker's eventfd*. The worker *drains its
+//! eventfd, then loads the table*, once at the top of each turn. Either the drain came after the
+//! write, and then the load comes after the store and sees it; or the write came after the drain,
+//! and then the eventfd is readable again, the next epoll_wait returns at once, and the next turn
+//! loads. No wake is lost and none need be counted: several stores may share one. The same holds
+//! for the flags of drain and stop. (The system calls order the memory accesses of their threads.)
 
+mod budget;
 pub(crate) mod cx;
 pub(crate) mod descriptors;
+mod listener;
 pub(crate) mod local;
+mod report;
 mod tcp;
+#[cfg(test)]
+pub(crate) mod testing;
 pub(crate) mod token;
+mod turn;
 mod udp;
+
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::thread::Thread;
+
+use arc_swap::ArcSwap;
+
+use crate::stats::WorkerCounters;
+use crate::sys::epoll::Readiness;
+use crate::sys::eventfd::Wake;
+use crate::table::{Protocol, Table};
+
+pub(crate) use budget::{Budget, Plan, TooFew};
+pub(crate) use report::WorkerState;
+pub use report::{BindError, ListenerState, Report, WorkerReport};
+pub(crate) use turn::{Seat, Worker};
+
+use cx::Cx;
+use local::Local;
+use tcp::Tcp;
+use token::{Kind, Token};
+use udp::Udp;
+
+/// A table and what follows from it for all workers alike.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) table: Arc<Table>,
+    pub(crate) plan: Plan,
+}
+
+/// What the workers and the rest of the process see of each other.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Written by whoever publishes, read by every worker once a turn.
+    pub(crate) published: Arc<ArcSwap<Published>>,
+    /// One per worker: written by it alone.
+    pub(crate) states: Vec<ArcSwap<WorkerState>>,
+    /// One per worker: written by it alone.
+    pub(crate) counters: Arc<[Arc<WorkerCounters>]>,
+    /// One per worker: how to wake it.
+    pub(crate) wakes: Vec<Wake>,
+    /// Until when a drain lasts, in microseconds of the clock; [`Shared::NO_DRAIN`]: none.
+    pub(crate) drain_until: AtomicU64,
+    /// Leave at once.
+    pub(crate) stop: AtomicBool,
+    /// Unparked after a worker has published a new state.
+    pub(crate) reporter: Thread,
+}
+
+impl Shared {
+    pub(crate) const NO_DRAIN: u64 = u64::MAX;
+
+    /// Makes every worker look at what changed here.
+    pub(crate) fn wake_all(&self) {
+        for wake in &self.wakes {
+            wake.ring();
+        }
+    }
+}
+
+/// Both protocols' drivers.
+pub(crate) struct Drivers {
+    tcp: Tcp,
+    udp: Udp,
+}
+
+impl Drivers {
+    fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
+        match local.key.protocol {
+            Protocol::Tcp => self.tcp.on_listener(cx, local, listener),
+            Protocol::Udp => self.udp.on_listener(cx, local, listener),
+        }
+    }
+
+    fn on_event(&mut self, cx: &mut Cx, kind: Kind, token: Token, readiness: Readiness) {
+        match kind {
+            Kind::Downstream | Kind::Upstream => self.tcp.on_event(cx, token, readiness),
+            Kind::Flow => self.udp.on_event(cx, token, readiness),
+            Kind::Wake | Kind::Listener | Kind::House => {}
+        }
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx, kind: Kind, token: Token) {
+        match kind {
+            Kind::Downstream | Kind::Upstream => self.tcp.on_timer(cx, token),
+            Kind::Flow => self.udp.on_timer(cx, token),
+            Kind::Wake | Kind::Listener | Kind::House => {}
+        }
+    }
+
+    /// TCP connections outlive any change; flows need their listener to reply from.
+    fn on_frontend_closed(&mut self, cx: &mut Cx, local: &Rc<Local>) {
+        if local.key.protocol == Protocol::Udp {
+            self.udp.on_frontend_closed(cx, local);
+        }
+    }
+
+    fn end_turn(&mut self, cx: &mut Cx) {
+        self.tcp.end_turn(cx);
+        self.udp.end_turn(cx);
+    }
+
+    /// Is there work that no event will tell of?
+    fn has_work(&self) -> bool {
+        self.tcp.has_work()
+    }
+
+    fn cut(&mut self, cx: &mut Cx) {
+        self.tcp.cut(cx);
+        self.udp.cut(cx);
+    }
+}

@@ -1,0 +1,494 @@
+//! UDP flows: what to do with a datagram, and how long to remember who sent it.
+//!
+//! PURE, one per worker, owned by its UDP driver. The driver reads datagrams and says so
+//! ([`Flows::datagram`]); the answer is a [`Verdict`], which the driver carries out and reports
+//! back ([`Flows::open`], [`Flows::moved`], [`Flows::sent`], [`Flows::replied`],
+//! [`Flows::refused`]). What the driver needs per flow (its socket) travels in here as `T` and
+//! comes back whenever a flow ends, so that a flow and its socket end together.
+//!
+//! ```text
+//!                 datagram: Open                  reply
+//!     (none) ----------------------> one-way --------------> two-way
+//!        ^                           |  ^  \                 /  |  ^
+//!        |   one_way timeout, shed   |  |   refused, or the     |  |
+//!        +---------------------------+  |   backend vanished    |  |
+//!        |                           +--+   : Move, same state  +--+
+//!        |   two_way timeout                                    |
+//!        +------------------------------------------------------+
+//!     either state: source denied or frontend closed -> (none)
+//! ```
+//!
+//! - A flow is *one-way* until its client is known to hear us, that is until its first reply.
+//!   Spoofed sources never get further, so only one-way flows are ever shed to make room.
+//! - Until a backend has answered, the flow keeps a copy of the latest datagram sent to it. A
+//!   refusal (ICMP port unreachable) gives the copy back once, for another backend.
+//! - Timers are exact: a flow ends at its deadline, never before, and a datagram read before the
+//!   timers of the same turn keeps its flow.
+
+mod chain;
+mod copies;
+mod expiry;
+mod slots;
+mod sources;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use crate::time::Time;
+
+use chain::{Chain, Order};
+use copies::Copies;
+use expiry::Deadlines;
+use slots::{Flow, Slots};
+use sources::{KeyedHash, Sources};
+
+pub use copies::COPY_MAX;
+
+/// Names one flow for as long as it lives; afterwards it names nothing.
+pub use crate::slab::Key as FlowId;
+
+/// What one worker's flows may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows in all; each costs a descriptor.
+    pub flows: usize,
+    /// Flows of one client address, over all frontends and ports.
+    pub flows_per_source: usize,
+    /// Bytes of kept datagrams in all.
+    pub copy_bytes: usize,
+    /// A one-way flow younger than this is never shed: its reply may be on the way. It also
+    /// bounds what a flood costs: at most `flows / one_way_grace` new sockets a second once full.
+    pub one_way_grace: Duration,
+}
+
+impl Default for Limits {
+    /// 65,536 flows, 16,384 of one source, 4 MiB of copies, 100 ms of grace.
+    fn default() -> Limits {
+        Limits {
+            flows: 65_536,
+            flows_per_source: 16_384,
+            copy_bytes: 4 << 20,
+            one_way_grace: Duration::from_millis(100),
+        }
+    }
+}
+
+/// How long a flow may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Since the last datagram, before the first reply.
+    pub one_way: Duration,
+    /// Since the last datagram of either side, after it.
+    pub two_way: Duration,
+}
+
+impl Timeouts {
+    fn of(self, two_way: bool) -> Duration {
+        if two_way { self.two_way } else { self.one_way }
+    }
+}
+
+/// What the flows ask of the frontend that a datagram came to.
+pub trait Rules {
+    /// The frontend's number, never used again for another one while flows of it live.
+    fn id(&self) -> u64;
+    /// Changes whenever `permits` or `holds` might answer differently.
+    fn epoch(&self) -> u64;
+    /// May this client talk to the frontend?
+    fn permits(&self, client: IpAddr) -> bool;
+    /// Is the backend still in the pool, in whatever state?
+    fn holds(&self, backend: SocketAddr) -> bool;
+    /// The timeouts of now.
+    fn timeouts(&self) -> Timeouts;
+}
+
+/// Why a datagram is not forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The frontend does not admit the client.
+    SourceDenied,
+    /// The worker has no room for a new flow.
+    FlowLimit,
+    /// The client has no room for a new flow.
+    SourceFlowLimit,
+}
+
+/// A promise that the table has room for one flow; spent by [`Flows::open`].
+#[derive(Debug)]
+pub struct Admission {
+    frontend: u64,
+    client: SocketAddr,
+    epoch: u64,
+    timeouts: Timeouts,
+}
+
+/// A flow that has ended, with the driver's part of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Closed<T> {
+    /// Its frontend's number.
+    pub frontend: u64,
+    /// Had it seen a reply?
+    pub two_way: bool,
+    /// What the driver had put in.
+    pub part: T,
+}
+
+/// What to do with a datagram.
+#[derive(Debug)]
+pub enum Verdict<T> {
+    /// Send it on this flow, then report [`Flows::sent`] or [`Flows::refused`].
+    Forward(FlowId),
+    /// The flow's backend has vanished or refused: pick another (not `avoid`, if there is any
+    /// other), report [`Flows::moved`], then go on as for `Forward`. Without one,
+    /// [`Flows::close`].
+    Move {
+        /// The flow.
+        flow: FlowId,
+        /// The backend that refused, if that is why.
+        avoid: Option<SocketAddr>,
+    },
+    /// Pick a backend and [`Flows::open`] a flow, or let the admission go.
+    Open {
+        /// Room for it.
+        admission: Admission,
+        /// The flow that made room.
+        shed: Option<Closed<T>>,
+    },
+    /// Discard it.
+    Drop {
+        /// Why.
+        reason: Refusal,
+        /// The flow that ends with it.
+        closed: Option<Closed<T>>,
+    },
+}
+
+/// A backend's refusal, as the flow sees it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Who refused.
+    pub backend: SocketAddr,
+    /// The datagram that it refused, if kept: to be sent once, to another backend, before any
+    /// newer one.
+    pub copy: Option<Vec<u8>>,
+}
+
+/// The flows of one worker.
+#[derive(Debug)]
+pub struct Flows<T> {
+    limits: Limits,
+    slots: Slots<T>,
+    index: HashMap<(u64, SocketAddr), FlowId, KeyedHash>,
+    frontends: HashMap<u64, Chain, KeyedHash>,
+    sources: Sources,
+    /// Every one-way flow, oldest first.
+    one_way: Chain,
+    deadlines: Deadlines,
+    copies: Copies,
+}
+
+impl<T> Flows<T> {
+    /// An empty table. `seed` keys its hashes and must be unknown to clients.
+    pub fn new(limits: Limits, seed: [u8; 16]) -> Flows<T> {
+        let hash = KeyedHash::new(seed);
+        Flows {
+            limits,
+            slots: Slots::new(),
+            index: HashMap::with_hasher(hash.clone()),
+            frontends: HashMap::with_hasher(hash.clone()),
+            sources: Sources::new(limits.flows_per_source, hash),
+            one_way: Chain::default(),
+            deadlines: Deadlines::default(),
+            copies: Copies::new(limits.copy_bytes),
+        }
+    }
+
+    /// Flows alive.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// No flow alive?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of kept datagrams.
+    pub fn copy_bytes(&self) -> usize {
+        self.copies.used()
+    }
+
+    /// The driver's part of a flow.
+    pub fn part(&self, flow: FlowId) -> Option<&T> {
+        self.slots.get(flow).map(|f| &f.part)
+    }
+
+    /// As [`Flows::part`], to change it.
+    pub fn part_mut(&mut self, flow: FlowId) -> Option<&mut T> {
+        self.slots.get_mut(flow).map(|f| &mut f.part)
+    }
+
+    /// Who talks on a flow.
+    pub fn client(&self, flow: FlowId) -> Option<SocketAddr> {
+        self.slots.get(flow).map(|f| f.client)
+    }
+
+    /// Whom a flow talks to.
+    pub fn backend(&self, flow: FlowId) -> Option<SocketAddr> {
+        self.slots.get(flow).map(|f| f.backend)
+    }
+
+    /// A datagram has come from `client`.
+    pub fn datagram(&mut self, now: Time, client: SocketAddr, rules: &impl Rules) -> Verdict<T> {
+        let key = (rules.id(), client);
+        let Some(&id) = self.index.get(&key) else {
+            return self.admit(now, client, rules);
+        };
+        let flow = self.slots.at_mut(id.index());
+        // Rules that have not changed since the flow's last datagram gave their answer then.
+        if flow.epoch != rules.epoch() {
+            if !rules.permits(client.ip()) {
+                return Verdict::Drop {
+                    reason: Refusal::SourceDenied,
+                    closed: self.close(id),
+                };
+            }
+            if !rules.holds(flow.backend) {
+                return Verdict::Move {
+                    flow: id,
+                    avoid: None,
+                };
+            }
+            flow.epoch = rules.epoch();
+        }
+        let avoid = flow.refused.then_some(flow.backend);
+        self.touch(now, id, rules.timeouts());
+        match avoid {
+            Some(_) => Verdict::Move { flow: id, avoid },
+            None => Verdict::Forward(id),
+        }
+    }
+
+    /// Opens the admitted flow to `backend`.
+    pub fn open(
+        &mut self,
+        now: Time,
+        admission: Admission,
+        backend: SocketAddr,
+        part: T,
+    ) -> FlowId {
+        let Admission {
+            frontend,
+            client,
+            epoch,
+            timeouts,
+        } = admission;
+        let deadline = now + timeouts.one_way;
+        let flow = Flow::new(frontend, client, backend, epoch, now, deadline, part);
+        let id = self.slots.insert(flow);
+        self.index.insert((frontend, client), id);
+        let chain = self.frontends.entry(frontend).or_default();
+        self.slots.push(chain, Order::Frontend, id.index());
+        self.slots
+            .push(&mut self.one_way, Order::OneWay, id.index());
+        self.sources.add(client.ip(), &mut self.slots, id.index());
+        self.deadlines.arm(deadline, id);
+        id
+    }
+
+    /// The flow now talks to `backend` through `part`; returns the part it had. Nothing of what
+    /// was kept for the old backend is kept for the new one.
+    pub fn moved(
+        &mut self,
+        now: Time,
+        flow: FlowId,
+        backend: SocketAddr,
+        rules: &impl Rules,
+        part: T,
+    ) -> Option<T> {
+        let f = self.slots.get_mut(flow)?;
+        self.copies.forget(&mut f.copy);
+        f.backend = backend;
+        f.epoch = rules.epoch();
+        f.answered = false;
+        f.refused = false;
+        let old = std::mem::replace(&mut f.part, part);
+        self.touch(now, flow, rules.timeouts());
+        Some(old)
+    }
+
+    /// The refusing backend is the only one there is: the flow stays with it.
+    pub fn stayed(&mut self, flow: FlowId) {
+        if let Some(f) = self.slots.get_mut(flow) {
+            f.refused = false;
+        }
+    }
+
+    /// `payload` has been sent to the flow's backend. Says whether a copy that might have been
+    /// wanted could not be kept, because it or all together would be too large.
+    pub fn sent(&mut self, flow: FlowId, payload: &[u8]) -> bool {
+        match self.slots.get_mut(flow) {
+            Some(f) if !f.answered => !self.copies.keep(&mut f.copy, payload),
+            _ => false,
+        }
+    }
+
+    /// A datagram has come from the flow's backend. Returns the client.
+    pub fn replied(&mut self, now: Time, flow: FlowId, timeouts: Timeouts) -> Option<SocketAddr> {
+        let f = self.slots.get_mut(flow)?;
+        self.copies.forget(&mut f.copy);
+        f.answered = true;
+        f.refused = false;
+        let client = f.client;
+        if !f.two_way {
+            f.two_way = true;
+            let index = flow.index();
+            self.slots.unlink(&mut self.one_way, Order::OneWay, index);
+            self.sources
+                .established(client.ip(), &mut self.slots, index);
+        }
+        self.touch(now, flow, timeouts);
+        Some(client)
+    }
+
+    /// The flow's backend has refused a datagram sent earlier. With a copy, or with a datagram
+    /// in hand, the driver moves the flow now; otherwise its next datagram will say `Move`.
+    pub fn refused(&mut self, flow: FlowId) -> Option<Refused> {
+        let f = self.slots.get_mut(flow)?;
+        f.refused = true;
+        Some(Refused {
+            backend: f.backend,
+            copy: self.copies.take(&mut f.copy),
+        })
+    }
+
+    /// Ends a flow.
+    pub fn close(&mut self, flow: FlowId) -> Option<Closed<T>> {
+        let index = flow.index();
+        let f = self.slots.get_mut(flow)?;
+        self.copies.forget(&mut f.copy);
+        let (frontend, client, two_way) = (f.frontend, f.client, f.two_way);
+        if let Some(chain) = self.frontends.get_mut(&frontend) {
+            self.slots.unlink(chain, Order::Frontend, index);
+            if chain.is_empty() {
+                self.frontends.remove(&frontend);
+            }
+        }
+        if !two_way {
+            self.slots.unlink(&mut self.one_way, Order::OneWay, index);
+        }
+        self.sources
+            .remove(client.ip(), &mut self.slots, index, two_way);
+        self.index.remove(&(frontend, client));
+        let f = self.slots.remove(flow)?;
+        self.deadlines
+            .forget(self.slots.len(), |id| self.slots.get(id).is_some());
+        Some(Closed {
+            frontend,
+            two_way,
+            part: f.part,
+        })
+    }
+
+    /// Ends one flow of a frontend; call until `None` to end all.
+    pub fn close_one_of(&mut self, frontend: u64) -> Option<Closed<T>> {
+        let first = self.frontends.get(&frontend)?.first()?;
+        self.close(self.slots.id_at(first))
+    }
+
+    /// Ends any one flow; call until `None` to end all.
+    pub fn close_any(&mut self) -> Option<Closed<T>> {
+        let (_, chain) = self.frontends.iter().next()?;
+        self.close(self.slots.id_at(chain.first()?))
+    }
+
+    /// Sheds the oldest flow that never saw a reply, if it is past its grace: for a driver that
+    /// runs out of descriptors below the cap.
+    pub fn shed(&mut self, now: Time) -> Option<Closed<T>> {
+        self.shed_first(now, self.one_way.first())
+    }
+
+    /// No flow ends before this.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.deadlines.next()
+    }
+
+    /// Ends one flow whose deadline has come; call until `None`, or later for the rest.
+    pub fn expire(&mut self, now: Time) -> Option<Closed<T>> {
+        while let Some((armed, id)) = self.deadlines.pop_due(now) {
+            let Some(f) = self.slots.get_mut(id) else {
+                continue;
+            };
+            if f.armed != armed {
+                continue; // an earlier alarm replaced this one
+            }
+            if f.deadline <= now {
+                return self.close(id);
+            }
+            f.armed = f.deadline;
+            self.deadlines.arm(f.armed, id);
+        }
+        None
+    }
+
+    fn admit(&mut self, now: Time, client: SocketAddr, rules: &impl Rules) -> Verdict<T> {
+        let refuse = |reason| Verdict::Drop {
+            reason,
+            closed: None,
+        };
+        if !rules.permits(client.ip()) {
+            return refuse(Refusal::SourceDenied);
+        }
+        let mut shed = None;
+        if self.sources.is_full(client.ip()) {
+            // The source pays with its own: spoofing one address must not cost the others.
+            shed = self.shed_first(now, self.sources.oldest_one_way(client.ip()));
+            if shed.is_none() {
+                return refuse(Refusal::SourceFlowLimit);
+            }
+        } else if self.slots.len() >= self.limits.flows {
+            shed = self.shed_first(now, self.one_way.first());
+            if shed.is_none() {
+                return refuse(Refusal::FlowLimit);
+            }
+        }
+        Verdict::Open {
+            admission: Admission {
+                frontend: rules.id(),
+                client,
+                epoch: rules.epoch(),
+                timeouts: rules.timeouts(),
+            },
+            shed,
+        }
+    }
+
+    fn shed_first(&mut self, now: Time, oldest: Option<u32>) -> Option<Closed<T>> {
+        let oldest = oldest?;
+        let opened = self.slots.at_mut(oldest).opened;
+        if now.since(opened) < self.limits.one_way_grace {
+            return None;
+        }
+        self.close(self.slots.id_at(oldest))
+    }
+
+    /// The flow has been used: its deadline moves. The alarm is left where it is (it will look
+    /// again when it rings) unless the deadline now comes before it.
+    fn touch(&mut self, now: Time, id: FlowId, timeouts: Timeouts) {
+        if let Some(f) = self.slots.get_mut(id) {
+            f.deadline = now + timeouts.of(f.two_way);
+            if f.deadline < f.armed {
+                f.armed = f.deadline;
+                self.deadlines.arm(f.armed, id);
+            }
+        }
+    }
+}

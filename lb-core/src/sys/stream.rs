@@ -1,0 +1,109 @@
+//! Connected TCP sockets: dial, receive, send, close, ask.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, recv, send,
+    shutdown, socket_with, sockopt,
+};
+
+/// SIOCOUTQ of linux/sockios.h, which has TIOCOUTQ's number.
+const SIOCOUTQ: rustix::ioctl::Opcode = libc::TIOCOUTQ as rustix::ioctl::Opcode;
+
+/// A nonblocking TCP socket, not connected, with the options that accepted ones inherit from
+/// their listener.
+///
+/// # Errors
+/// EMFILE, ENFILE, ENOBUFS, ENOMEM; EAFNOSUPPORT where a family is off.
+pub(crate) fn tcp_socket(family_of: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = match family_of {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_oobinline(&socket, true)?;
+    Ok(socket)
+}
+
+/// An idle peer is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+/// A peer that acknowledges nothing, or keeps its window shut, is given up after this.
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Bounds how long a peer that vanished can hold a socket (tcp(7), RFC 5482): idle, for
+/// [`KEEPALIVE_IDLE`] and then [`USER_TIMEOUT`]; with data unacknowledged, or with a window that
+/// stays shut, for [`USER_TIMEOUT`]. Without it the kernel's defaults allow two hours.
+///
+/// # Errors
+/// None that a TCP socket gives.
+pub(crate) fn bound_silence(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_user_timeout(socket, USER_TIMEOUT.as_millis() as u32)
+}
+
+/// Begins to connect. `Ok(true)` if it is done at once, `Ok(false)` while it goes on: the socket
+/// becomes writable then, and [`connect_again`] tells.
+pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bool, Errno> {
+    match connect(socket, &to) {
+        Ok(()) => Ok(true),
+        Err(Errno::INPROGRESS) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// How a connect that goes on has ended (connect(2) on a connecting socket; unlike SO_ERROR it
+/// cannot take "still going on" for success).
+///
+/// # Errors
+/// EALREADY while it still goes on; else why it failed.
+pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
+    match connect(socket, &to) {
+        Err(Errno::ISCONN) => Ok(()),
+        Err(Errno::INPROGRESS) => Err(Errno::ALREADY),
+        result => result,
+    }
+}
+
+/// Receives what is there, up to the size of `buffer`; 0 is a FIN.
+pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
+    recv(socket, buffer, RecvFlags::empty()).map(|(n, _)| n)
+}
+
+/// Sends as much of `bytes` as there is room for.
+pub(crate) fn transmit(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    send(socket, bytes, SendFlags::NOSIGNAL)
+}
+
+/// Sends FIN after what was sent. That the peer has reset already is told elsewhere.
+pub(crate) fn shutdown_write(socket: BorrowedFd<'_>) {
+    let _ = shutdown(socket, Shutdown::Write);
+}
+
+/// Takes the pending error (SO_ERROR), if there is one.
+pub(crate) fn take_error(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    sockopt::socket_error(socket)?
+}
+
+/// Bytes that wait to be received (SIOCINQ).
+pub(crate) fn unread(socket: BorrowedFd<'_>) -> u64 {
+    rustix::io::ioctl_fionread(socket.as_fd()).unwrap_or(0)
+}
+
+/// Bytes sent that the peer has not acknowledged, a FIN counting as one (SIOCOUTQ, tcp(7)).
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
+    // SAFETY: SIOCOUTQ writes one int through its argument and does nothing else; the getter
+    // hands it the place of one c_int and reads that back only when the call succeeded.
+    unsafe {
+        let getter = rustix::ioctl::Getter::<SIOCOUTQ, libc::c_int>::new();
+        rustix::ioctl::ioctl(socket, getter)
+    }
+    .map(|n| u32::try_from(n).unwrap_or(0))
+}

@@ -1,0 +1,381 @@
+//! One connection: carries out what its machine says, and tells it what completed.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::dial::Dial;
+use super::end::{End, RECEIVE_SIZE, cause};
+use crate::conn::{Action, Actions, Cause, Conn, Event, Side, Timeouts};
+use crate::slab::Key;
+use crate::stats::CloseReason;
+use crate::sys::epoll::{Interest, Readiness};
+use crate::sys::{socket, stream};
+use crate::time::Time;
+use crate::timer::TimerId;
+use crate::worker::cx::Cx;
+use crate::worker::local::{Claim, Local};
+use crate::worker::token::{Kind, Token};
+
+/// Completions of one connection in one turn: some 64 receives and sends, 4 MiB at the most. What
+/// is left waits for the others' turn.
+const WORK_PER_TURN: u32 = 128;
+/// How soon a send queue is looked at again while it is to become empty; doubles up to
+/// [`FLUSH_POLL_MAX`]. There is no event for it.
+const FLUSH_POLL: Duration = Duration::from_millis(1);
+const FLUSH_POLL_MAX: Duration = Duration::from_millis(64);
+
+/// A connection and its two sockets. An idle one has no buffer and, once connected, no [`Dial`].
+#[derive(Debug)]
+pub(super) struct Connection {
+    machine: Conn,
+    ends: [End; 2],
+    pub(super) local: Rc<Local>,
+    /// Counts as active at its backend.
+    claim: Option<Claim>,
+    dial: Option<Box<Dial>>,
+    /// A send queue that is to become empty.
+    flush: Option<Box<Flush>>,
+    timer: Option<TimerId>,
+    /// When the machine wants its timer.
+    deadline: Time,
+    /// An action that completed while it was carried out; `None` between calls.
+    next: Option<Event>,
+    /// It stands in the list of those with work left over.
+    pub(super) is_queued: bool,
+    /// Whose operations are tried first; alternates.
+    first: Side,
+}
+
+/// What a turn left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing can be done until an event.
+    Waits,
+    /// It has had its share of the turn.
+    HasMore,
+    /// It is over; every socket is closed.
+    Closed(CloseReason),
+}
+
+#[derive(Debug)]
+struct Flush {
+    side: Side,
+    left: u32,
+    pause: Duration,
+}
+
+impl Connection {
+    pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
+        Connection {
+            machine: Conn::new(timeouts),
+            ends: [
+                End::new(Side::Downstream, Some(socket)),
+                End::new(Side::Upstream, None),
+            ],
+            local: Rc::clone(local),
+            claim: None,
+            dial: None,
+            flush: None,
+            timer: None,
+            deadline: NEVER,
+            next: None,
+            is_queued: false,
+            first: Side::Downstream,
+        }
+    }
+
+    /// The client may not connect.
+    pub(super) fn deny(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        self.go(cx, key, Event::Accepted { denied: true })
+    }
+
+    /// The client may connect: the search for a backend begins.
+    pub(super) fn admit(&mut self, cx: &mut Cx, key: Key, client: SocketAddr) -> Outcome {
+        let downstream = &mut self.ends[Side::Downstream.index()];
+        let token = Token::new(Kind::Downstream, key);
+        let watched = downstream
+            .socket()
+            .map_or(Ok(()), |socket| cx.watch(socket, token, Interest::STREAM));
+        if watched.is_err() {
+            // Out of memory, or of fs.epoll.max_user_watches.
+            if let Some(socket) = downstream.take() {
+                socket::reset(socket);
+            }
+            return Outcome::Closed(CloseReason::LocalError);
+        }
+        self.dial = Some(Box::new(Dial::new(client)));
+        self.go(cx, key, Event::Accepted { denied: false })
+    }
+
+    /// epoll has news of one socket.
+    pub(super) fn note(&mut self, side: Side, ready: Readiness) {
+        self.ends[side.index()].note(ready);
+    }
+
+    /// The timer came: the machine's, or the one that looks at a send queue.
+    pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        self.timer = None;
+        self.deadline = NEVER;
+        if let Some(event) = self.poll_flush()
+            && let Some(reason) = self.apply(cx, key, event)
+        {
+            return Outcome::Closed(reason);
+        }
+        self.go(cx, key, Event::Timer)
+    }
+
+    /// Ends it now.
+    pub(super) fn cut(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        self.go(cx, key, Event::Cut)
+    }
+
+    fn go(&mut self, cx: &mut Cx, key: Key, event: Event) -> Outcome {
+        match self.apply(cx, key, event) {
+            Some(reason) => Outcome::Closed(reason),
+            None => self.run(cx, key),
+        }
+    }
+
+    /// Does what can be done, up to its share of a turn.
+    pub(super) fn run(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        for _ in 0..WORK_PER_TURN {
+            let Some(event) = self.next_completion(cx) else {
+                return Outcome::Waits;
+            };
+            if let Some(reason) = self.apply(cx, key, event) {
+                return Outcome::Closed(reason);
+            }
+        }
+        Outcome::HasMore
+    }
+
+    /// Tells the machine and carries out what it says, and so on while that completes at once.
+    /// Ends: tries are bounded in number, and no other operation leads to another by itself.
+    fn apply(&mut self, cx: &mut Cx, key: Key, event: Event) -> Option<CloseReason> {
+        let mut event = Some(event);
+        let mut out = Actions::new();
+        while let Some(happened) = event {
+            out.clear();
+            self.machine.step(cx.now, happened, &mut out);
+            let fresh = match happened {
+                Event::Received { n, .. } => n as usize,
+                _ => 0,
+            };
+            for action in out.as_slice() {
+                if let Some(reason) = self.act(cx, key, *action, fresh) {
+                    return Some(reason);
+                }
+            }
+            event = self.next.take();
+        }
+        None
+    }
+
+    /// The next operation that can complete. What a receive brings is in the scratch buffer, and
+    /// is sent, or copied to a backlog, by the very next action.
+    fn next_completion(&mut self, cx: &mut Cx) -> Option<Event> {
+        if self.dial.is_some() {
+            return self.next_of_dial(cx);
+        }
+        self.first = self.first.peer();
+        for side in [self.first, self.first.peer()] {
+            let end = &mut self.ends[side.index()];
+            if let Some(event) = end.send_backlog() {
+                return Some(event);
+            }
+            if let Some(event) = end.receive(&mut cx.scratch[..RECEIVE_SIZE]) {
+                self.count(event);
+                return Some(event);
+            }
+            // While more is received, or what was received waits, the receives come upon the
+            // error in its place: after the bytes and the FIN that preceded it.
+            let still_read = end.receiving || self.ends[side.peer().index()].sending;
+            if (!still_read || self.is_flushing(side))
+                && let Some(event) = self.ends[side.index()].reported()
+            {
+                return Some(event);
+            }
+        }
+        None
+    }
+
+    fn next_of_dial(&mut self, cx: &mut Cx) -> Option<Event> {
+        if let Some(claim) = &self.claim
+            && let Some(result) = self.ends[Side::Upstream.index()].end_connect(claim.address)
+        {
+            return Some(match result {
+                Ok(()) => self.connected(),
+                Err(errno) => self.connect_failed(cx, cause(errno)),
+            });
+        }
+        // A client that reset before anything was promised; but what it had sent is delivered.
+        let downstream = &mut self.ends[Side::Downstream.index()];
+        match downstream.fails_with_unread() {
+            true => None,
+            false => downstream.reported(),
+        }
+    }
+
+    fn is_flushing(&self, side: Side) -> bool {
+        self.flush.as_ref().is_some_and(|flush| flush.side == side)
+    }
+
+    fn count(&self, event: Event) {
+        if let Event::Received { side, n } = event {
+            let counter = match side {
+                Side::Downstream => &self.local.counters.bytes_downstream,
+                Side::Upstream => &self.local.counters.bytes_upstream,
+            };
+            counter.add(n.into());
+        }
+    }
+
+    /// Carries out one action; the reason, if it was the last. `fresh` bytes of the scratch buffer
+    /// were just received.
+    fn act(&mut self, cx: &mut Cx, key: Key, action: Action, fresh: usize) -> Option<CloseReason> {
+        match action {
+            Action::Pick { .. } => self.next = Some(self.pick(cx)),
+            Action::Connect => self.next = self.connect(cx, key),
+            Action::CloseUpstream => self.close_upstream(cx),
+            Action::Receive { side } => self.ends[side.index()].receiving = true,
+            Action::Send { side } if fresh > 0 => {
+                self.next = self.ends[side.index()].send_fresh(&cx.scratch[..fresh]);
+            }
+            Action::Send { side } => self.ends[side.index()].sending = true,
+            Action::Shutdown { side } => {
+                if let Some(socket) = self.ends[side.index()].socket() {
+                    stream::shutdown_write(socket);
+                }
+            }
+            Action::AwaitFlush { side } => self.await_flush(cx, key, side),
+            Action::Reset { side } => {
+                if let Some(socket) = self.ends[side.index()].take() {
+                    socket::reset(socket);
+                }
+            }
+            Action::Arm(at) => {
+                self.deadline = at;
+                self.set_timer(cx, key);
+            }
+            Action::Close(reason) => {
+                self.close(cx);
+                return Some(reason);
+            }
+        }
+        None
+    }
+
+    fn pick(&mut self, cx: &mut Cx) -> Event {
+        let picked = self
+            .dial
+            .as_mut()
+            .and_then(|dial| dial.pick(cx, &self.local));
+        match picked {
+            Some((claim, round)) => {
+                self.claim = Some(claim);
+                Event::Picked { round }
+            }
+            None => Event::NoBackend,
+        }
+    }
+
+    fn connect(&mut self, cx: &mut Cx, key: Key) -> Option<Event> {
+        let address = self.claim.as_ref()?.address;
+        let end = &mut self.ends[Side::Upstream.index()];
+        let result = stream::tcp_socket(address).and_then(|socket| {
+            stream::bound_silence(socket.as_fd())?;
+            let token = Token::new(Kind::Upstream, key);
+            cx.watch(socket.as_fd(), token, Interest::STREAM)?;
+            let done = stream::start_connect(socket.as_fd(), address)?;
+            *end = End::new(Side::Upstream, Some(socket));
+            Ok(done)
+        });
+        match result {
+            Ok(true) => Some(self.connected()),
+            Ok(false) => None,
+            Err(errno) => Some(self.connect_failed(cx, cause(errno))),
+        }
+    }
+
+    fn connected(&mut self) -> Event {
+        self.dial = None;
+        if let Some(claim) = &self.claim {
+            claim.succeeded();
+        }
+        Event::Connected
+    }
+
+    fn connect_failed(&mut self, cx: &mut Cx, cause: Cause) -> Event {
+        drop(self.ends[Side::Upstream.index()].take());
+        self.local.counters.connect_errors.add(1);
+        match (self.claim.take(), cause) {
+            // Ours to answer for, not the backend's.
+            (_, Cause::Exhausted) => cx.counters.shed_exhausted.add(1),
+            (_, Cause::NoPort) | (None, _) => {}
+            (Some(claim), _) => claim.failed(cx.now),
+        }
+        Event::ConnectFailed(cause)
+    }
+
+    /// The try is over. With its socket still open it has not failed, but nobody answered in time.
+    fn close_upstream(&mut self, cx: &mut Cx) {
+        if self.ends[Side::Upstream.index()].socket().is_some() {
+            self.connect_failed(cx, Cause::TimedOut);
+        }
+    }
+
+    fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) {
+        self.flush = Some(Box::new(Flush {
+            side,
+            left: u32::MAX,
+            pause: FLUSH_POLL,
+        }));
+        self.next = self.poll_flush();
+        if !matches!(self.next, Some(Event::Flushed { .. })) {
+            self.set_timer(cx, key);
+        }
+    }
+
+    /// Looks at the send queue that is to become empty.
+    fn poll_flush(&mut self) -> Option<Event> {
+        let flush = self.flush.as_mut()?;
+        let side = flush.side;
+        let socket = self.ends[side.index()].socket();
+        // A socket that cannot say is as good as empty: the error follows.
+        let left = socket.map_or(0, |s| stream::unacknowledged(s).unwrap_or(0));
+        let progress = left < flush.left;
+        flush.left = left;
+        flush.pause = (flush.pause * 2).min(FLUSH_POLL_MAX);
+        match left {
+            0 => Some(Event::Flushed { side }),
+            _ => progress.then_some(Event::FlushProgress { side }),
+        }
+    }
+
+    /// Sets the wheel to the next thing that the machine or a flush waits for.
+    fn set_timer(&mut self, cx: &mut Cx, key: Key) {
+        let flush = self.flush.as_ref().map_or(NEVER, |f| cx.now + f.pause);
+        let at = self.deadline.min(flush);
+        if at == NEVER {
+            return;
+        }
+        let moved = self.timer.is_some_and(|id| cx.timers.rearm(id, at));
+        if !moved {
+            self.timer = Some(cx.timers.arm(at, Token::new(Kind::Downstream, key)));
+        }
+    }
+
+    fn close(&mut self, cx: &mut Cx) {
+        if let Some(id) = self.timer.take() {
+            cx.timers.cancel(id);
+        }
+        for end in &mut self.ends {
+            drop(end.take());
+        }
+        self.claim = None;
+    }
+}
+
+const NEVER: Time = Time::from_micros(u64::MAX);
