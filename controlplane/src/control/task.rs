@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::future::poll_fn;
 use std::panic::resume_unwind;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -125,12 +124,13 @@ impl Sources {
 async fn changed(said: &mut [watch::Receiver<Vec<Problem>>]) {
     let mut waits: Vec<_> = said.iter_mut().map(|said| Box::pin(said.changed())).collect();
     poll_fn(|cx| {
-        // A source that ended says nothing more; its end is told elsewhere.
-        let is_new = |wait: &mut Pin<Box<_>>| matches!(Future::poll(wait.as_mut(), cx), Poll::Ready(Ok(())));
-        match waits.iter_mut().any(is_new) {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        for wait in &mut waits {
+            // A source that ended says nothing more; its end is told elsewhere.
+            if let Poll::Ready(Ok(())) = wait.as_mut().poll(cx) {
+                return Poll::Ready(());
+            }
         }
+        Poll::Pending
     })
     .await;
 }
