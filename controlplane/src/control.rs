@@ -13,11 +13,12 @@
 
 mod files;
 mod line;
+mod sources;
 mod task;
+mod vips;
 #[cfg(test)]
 mod tests;
 
-use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -60,8 +61,8 @@ pub struct Settings {
     pub status_dir: Option<PathBuf>,
     /// The interface to put VIPs on; `None`: the one whose subnet holds the VIP, else lo.
     pub vip_interface: Option<String>,
-    /// Addresses of the machine itself that Services are fronted at: used, never added or removed.
-    pub own_addresses: Vec<IpAddr>,
+    /// How long the VIP of a Service that is gone stays for the connections that still live there.
+    pub drain_timeout: Duration,
     /// Let every deletion happen, however many at once.
     pub confirm_deletions: bool,
 }

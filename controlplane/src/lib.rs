@@ -29,6 +29,7 @@
 //! I/O in `cluster`, `translate`, `allocate` and `compile`: they are pure. Any word of io_uring,
 //! sockets or workers: this crate sees the table and a handle.
 
+pub mod addresses;
 pub mod allocate;
 pub mod annotations;
 pub mod cluster;

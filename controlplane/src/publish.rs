@@ -114,7 +114,7 @@ impl Publisher {
         match (frontend.pool.has_usable(), self.report.listener(slot)) {
             // An open listener that is to close is still open.
             (_, ListenerState::Listening) => Front::Open,
-            (true, ListenerState::Closed) => Front::Waiting,
+            (true, ListenerState::Closed | ListenerState::Pending) => Front::Waiting,
             (true, ListenerState::Failed(error)) => Front::Failed(Reason::NotListening {
                 frontend: *key,
                 problem: error.to_string().into(),

@@ -100,7 +100,7 @@ impl Histogram {
 /// Everything the control plane has to say at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    services: Radix<Arc<ServiceStatus>>,
+    pub(crate) services: Radix<Arc<ServiceStatus>>,
     /// How many Services are in each state.
     pub counts: BTreeMap<State, usize>,
     /// Every source gave its first complete list.

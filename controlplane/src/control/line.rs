@@ -110,6 +110,8 @@ impl Line {
             return turn;
         }
         let first = !std::mem::replace(&mut self.complete, true);
+        // What an earlier process left on the machine is judged by the first list, even an empty one.
+        turn.vips = first;
         let dirty = self.cluster.take_dirty();
         let mut changed = BTreeSet::new();
         for key in &dirty {

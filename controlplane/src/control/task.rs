@@ -2,19 +2,17 @@
 //! real what `line` decides.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::future::poll_fn;
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
+use lb_core::table::{FrontendKey, Slot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::files::{StatusFiles, word};
 use super::line::{Line, Turn};
+use super::sources::{Sources, changed, problems, source_ended};
+use super::vips::Vips;
 use super::{Command, Keep, Settings};
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
@@ -22,7 +20,7 @@ use crate::object::{Event, Key, SourceId};
 use crate::publish::Publisher;
 use crate::reason::Reason;
 use crate::source::scan::KINDS;
-use crate::source::{Level, Problem, directory};
+use crate::source::{Level, Problem};
 use crate::status::{Front, Histogram, Snapshot, State, Statuses};
 
 /// A burst is over when nothing came for this long.
@@ -34,8 +32,6 @@ const EVENTS: usize = 4096;
 /// An address is served once it is written down, or the disk had this long to do so.
 const WRITE_PATIENCE: Duration = Duration::from_millis(250);
 
-type Events = mpsc::Receiver<(SourceId, Event)>;
-
 /// Runs until it is told to stop.
 pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
     let (events, mut waiting) = mpsc::channel(EVENTS);
@@ -44,7 +40,7 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
         rescan,
         mut said,
     } = Sources::start(settings, &events);
-    let mut task = Task::new(settings, keep);
+    let mut task = Task::new(settings, keep).await;
     task.show();
     let mut burst: Option<Burst> = None;
     let mut batch = Vec::new();
@@ -56,7 +52,7 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
             command = task.keep.commands.recv() => match command {
                 Some(Command::Rescan) => rescan.iter().for_each(|rescan| rescan.notify_one()),
                 Some(Command::ConfirmDeletions) => task.confirm_deletions(),
-                Some(Command::Stop) | None => return task.withdraw().await,
+                Some(Command::Stop) | None => return task.vips.release_all().await,
                 #[cfg(test)]
                 Some(Command::Panic) => panic!("planted"),
             },
@@ -66,6 +62,8 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
                 }
             }
             () = reported.notified() => task.hear(),
+            () = task.vips.changed() => task.placed(),
+            () = task.vips.due() => task.let_go(),
             _ = waiting.recv_many(&mut batch, EVENTS) => {
                 Burst::note(&mut burst);
                 task.take(&mut batch);
@@ -94,66 +92,12 @@ impl Burst {
     }
 }
 
-/// The sources, each a task of this runtime.
-struct Sources {
-    tasks: JoinSet<()>,
-    rescan: Vec<Arc<Notify>>,
-    said: Vec<watch::Receiver<Vec<Problem>>>,
-}
-
-impl Sources {
-    fn start(settings: &Settings, events: &mpsc::Sender<(SourceId, Event)>) -> Sources {
-        let mut sources = Sources {
-            tasks: JoinSet::new(),
-            rescan: Vec::new(),
-            said: Vec::new(),
-        };
-        for directory in &settings.directories {
-            let (say, said) = watch::channel(Vec::new());
-            let rescan = Arc::new(Notify::new());
-            let run = directory::run(directory.clone(), events.clone(), say, Arc::clone(&rescan));
-            sources.tasks.spawn(run);
-            sources.rescan.push(rescan);
-            sources.said.push(said);
-        }
-        sources
-    }
-}
-
-/// Returns when a source has something new to say.
-async fn changed(said: &mut [watch::Receiver<Vec<Problem>>]) {
-    let mut waits: Vec<_> = said.iter_mut().map(|said| Box::pin(said.changed())).collect();
-    poll_fn(|cx| {
-        for wait in &mut waits {
-            // A source that ended says nothing more; its end is told elsewhere.
-            if let Poll::Ready(Ok(())) = wait.as_mut().poll(cx) {
-                return Poll::Ready(());
-            }
-        }
-        Poll::Pending
-    })
-    .await;
-}
-
-fn problems(said: &mut [watch::Receiver<Vec<Problem>>]) -> Vec<Problem> {
-    let said = said.iter_mut();
-    said.flat_map(|said| said.borrow_and_update().clone()).collect()
-}
-
-/// A source never ends while we take its events: a panic in one is a panic of ours.
-fn source_ended(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && let Ok(cause) = error.try_into_panic()
-    {
-        resume_unwind(cause);
-    }
-}
-
 struct Task<'a> {
     keep: &'a mut Keep,
     settings: &'a Settings,
     line: Line,
     publisher: Publisher,
+    vips: Vips,
     statuses: Statuses,
     files: Option<StatusFiles>,
     problems: Arc<[Problem]>,
@@ -164,7 +108,7 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    fn new<'a>(settings: &'a Settings, keep: &'a mut Keep) -> Task<'a> {
+    async fn new<'a>(settings: &'a Settings, keep: &'a mut Keep) -> Task<'a> {
         let expected = settings
             .directories
             .iter()
@@ -182,6 +126,7 @@ impl Task<'_> {
             settings,
             line,
             publisher,
+            vips: Vips::start(settings.vip_interface.clone(), settings.drain_timeout).await,
             statuses: Statuses::default(),
             problems: Arc::default(),
             said: BTreeMap::new(),
@@ -216,7 +161,7 @@ impl Task<'_> {
             self.keep.table = Arc::clone(self.publisher.table());
         }
         if vips {
-            self.place();
+            self.vips.want(self.line.vips());
         }
         self.tell_held();
         self.refresh(&touched);
@@ -312,15 +257,32 @@ impl Task<'_> {
     }
 
     /// How a frontend stands, its address included.
-    fn front(&self, frontend: &lb_core::table::FrontendKey, slot: lb_core::table::Slot) -> Front {
-        self.publisher.front(frontend, slot)
+    fn front(&self, frontend: &FrontendKey, slot: Slot) -> Front {
+        match self.publisher.front(frontend, slot) {
+            Front::Open => match self.vips.placed(frontend.address) {
+                Some(Ok(())) => Front::Open,
+                Some(Err(reason)) => Front::Failed(reason),
+                None => Front::Waiting,
+            },
+            other => other,
+        }
     }
 
-    fn place(&mut self) {
-        let _vips: BTreeSet<IpAddr> = self.line.vips();
+    /// VIPs came to the machine, left it, or could not.
+    fn placed(&mut self) {
+        let news = self.vips.news();
+        let holders = news.iter().flat_map(|vip| self.line.holders(vip));
+        let touched = holders.cloned().collect();
+        self.refresh(&touched);
+        self.show();
     }
 
-    async fn withdraw(&mut self) {}
+    /// Lets go of the VIPs whose last connection ended.
+    fn let_go(&mut self) {
+        let stats = self.keep.plane.stats();
+        let live = stats.frontends.iter().filter(|(_, totals)| totals.connections_active > 0);
+        self.vips.let_go(&live.map(|((frontend, _), _)| frontend.address).collect());
+    }
 
     /// Shows what there is to see now.
     fn show(&mut self) {
