@@ -15,9 +15,9 @@ mod files;
 mod line;
 mod sources;
 mod task;
-mod vips;
 #[cfg(test)]
 mod tests;
+mod vips;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -201,7 +201,11 @@ fn restore(settings: &Settings, changed: &Arc<Notify>) -> io::Result<Restored> {
         }
         changed.notify_one();
     })?;
-    Ok((Arc::new(record.unwrap_or_default()), notes.into(), Some(saver)))
+    Ok((
+        Arc::new(record.unwrap_or_default()),
+        notes.into(),
+        Some(saver),
+    ))
 }
 
 /// Runs the task until it is told to stop, whatever it does.

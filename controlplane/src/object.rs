@@ -257,7 +257,7 @@ pub struct SlicePort {
 /// One of a slice's endpoints. Conditions stay as written: `translate` holds the nil rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// addresses[0] as written; parsed and judged by `translate`.
+    /// `addresses[0]` as written; parsed and judged by `translate`.
     pub address: Arc<str>,
     /// conditions.ready.
     pub ready: Option<bool>,

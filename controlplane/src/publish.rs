@@ -35,7 +35,9 @@ struct Underway {
 impl Publisher {
     /// Goes on where `table` ends, the one that was published last.
     pub(crate) fn new(plane: Handle, table: Arc<Table>) -> Publisher {
-        let born = table.iter().map(|(_, frontend)| (frontend.key, table.generation));
+        let born = table
+            .iter()
+            .map(|(_, frontend)| (frontend.key, table.generation));
         Publisher {
             born: born.collect(),
             report: plane.report(),
@@ -57,16 +59,18 @@ impl Publisher {
         }
         let (born, generation) = (&mut self.born, table.generation);
         let mut new = Vec::new();
-        Table::diff(&self.table, &table, |_, before, after| match (before, after) {
-            (None, Some(begun)) => {
-                born.insert(begun.key, generation);
-                new.push(begun.key);
+        Table::diff(&self.table, &table, |_, before, after| {
+            match (before, after) {
+                (None, Some(begun)) => {
+                    born.insert(begun.key, generation);
+                    new.push(begun.key);
+                }
+                // What moved to another slot may be told as begun first.
+                (Some(ended), None) if born.get(&ended.key) != Some(&generation) => {
+                    born.remove(&ended.key);
+                }
+                _ => {}
             }
-            // What moved to another slot may be told as begun first.
-            (Some(ended), None) if born.get(&ended.key) != Some(&generation) => {
-                born.remove(&ended.key);
-            }
-            _ => {}
         });
         self.table = Arc::clone(&table);
         self.underway.push_back(Underway {
@@ -85,7 +89,10 @@ impl Publisher {
         let mut slots = BTreeSet::new();
         let nothing = Radix::new();
         for (i, worker) in self.report.workers.iter().enumerate() {
-            let before = old.workers.get(i).map_or(&nothing, |worker| &worker.listeners);
+            let before = old
+                .workers
+                .get(i)
+                .map_or(&nothing, |worker| &worker.listeners);
             Radix::diff(before, &worker.listeners, |slot, _, _| {
                 slots.insert(Slot(slot));
             });
@@ -95,7 +102,10 @@ impl Publisher {
             .filter_map(|slot| Some(self.table.get(slot)?.key))
             .collect();
         let running = self.report.generation();
-        while let Some(table) = self.underway.pop_front_if(|table| table.generation <= running) {
+        while let Some(table) = self
+            .underway
+            .pop_front_if(|table| table.generation <= running)
+        {
             programming.observe(table.since.elapsed().as_secs_f64());
             news.extend(table.begun);
         }
@@ -108,7 +118,11 @@ impl Publisher {
         let Some(frontend) = self.table.get(slot).filter(|frontend| frontend.key == *key) else {
             return Front::Waiting;
         };
-        if self.born.get(key).is_none_or(|born| *born > self.report.generation()) {
+        if self
+            .born
+            .get(key)
+            .is_none_or(|born| *born > self.report.generation())
+        {
             return Front::Waiting;
         }
         match (frontend.pool.has_usable(), self.report.listener(slot)) {

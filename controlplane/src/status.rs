@@ -295,7 +295,10 @@ mod tests {
         let mut after = Snapshot::default();
         all.fill(&mut after);
         let names = |snapshot: &Snapshot| -> Vec<String> {
-            snapshot.services().map(|s| s.key.name.to_string()).collect()
+            snapshot
+                .services()
+                .map(|s| s.key.name.to_string())
+                .collect()
         };
         assert_eq!(names(&before), ["a", "b"], "a snapshot does not change");
         assert_eq!(names(&after), ["c", "b"], "a place is given again");

@@ -91,7 +91,7 @@ pub fn rules(settings: &Settings) -> Rules {
         pools: settings
             .pools
             .iter()
-            .map(|pool| (pool.range.first, pool.range.last))
+            .map(|pool| (pool.range.first(), pool.range.last()))
             .collect(),
         own_addresses: Vec::new(),
     }

@@ -36,7 +36,9 @@ impl StatusFiles {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            let ours = name.to_str().is_some_and(|name| name.contains('_') && name.ends_with(".json"));
+            let ours = name
+                .to_str()
+                .is_some_and(|name| name.contains('_') && name.ends_with(".json"));
             if ours && entry.file_type()?.is_file() {
                 fs::remove_file(entry.path())?;
             }
@@ -69,11 +71,15 @@ impl StatusFiles {
     /// gets no file.
     fn path(&self, key: &Key) -> Option<PathBuf> {
         let is_good = |text: &str| {
-            let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+            let fits =
+                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
             !text.is_empty() && text.len() <= 120 && text.chars().all(fits)
         };
         let good = is_good(&key.namespace) && is_good(&key.name);
-        good.then(|| self.directory.join(format!("{}_{}.json", key.namespace, key.name)))
+        good.then(|| {
+            self.directory
+                .join(format!("{}_{}.json", key.namespace, key.name))
+        })
     }
 
     fn note(&mut self, done: &io::Result<()>) {
@@ -82,7 +88,9 @@ impl StatusFiles {
             && !self.failing
         {
             let directory = self.directory.display();
-            tracing::error!("status directory {directory}: {error}; free space or choose another with --status-dir");
+            tracing::error!(
+                "status directory {directory}: {error}; free space or choose another with --status-dir"
+            );
         }
         self.failing = failed;
     }
@@ -166,7 +174,9 @@ mod tests {
         let inside = directory.path().join("status");
         let names = || -> Vec<String> {
             let entries = fs::read_dir(&inside).expect("dir");
-            let mut names: Vec<_> = entries.map(|e| e.expect("entry").file_name().into_string().expect("text")).collect();
+            let mut names: Vec<_> = entries
+                .map(|e| e.expect("entry").file_name().into_string().expect("text"))
+                .collect();
             names.sort();
             names
         };

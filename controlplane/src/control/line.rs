@@ -181,7 +181,9 @@ impl Line {
             None => Vec::new(),
         };
         turn.vips |= self.note_vips(key, &addresses);
-        let served = balancer.as_deref().map(|balancer| (balancer, &addresses[..]));
+        let served = balancer
+            .as_deref()
+            .map(|balancer| (balancer, &addresses[..]));
         let (changed, _) = self.compiler.update(key, served);
         self.note_frontends(key);
         changed
@@ -218,7 +220,8 @@ impl Line {
                 self.owners.remove(&frontend);
             }
         }
-        self.owners.extend(now.into_iter().map(|frontend| (frontend, key.clone())));
+        self.owners
+            .extend(now.into_iter().map(|frontend| (frontend, key.clone())));
         if gone {
             self.holdings.remove(key);
         }
@@ -282,10 +285,12 @@ impl Line {
             .collect();
         let expected = status.addresses.len() * status.ports.len();
         status.state = judge(&status.addresses, &fronts, expected);
-        status.reasons.extend(fronts.into_iter().filter_map(|front| match front {
-            Front::Failed(reason) => Some(reason),
-            Front::Open | Front::Closed | Front::Waiting => None,
-        }));
+        status
+            .reasons
+            .extend(fronts.into_iter().filter_map(|front| match front {
+                Front::Failed(reason) => Some(reason),
+                Front::Open | Front::Closed | Front::Waiting => None,
+            }));
     }
 
     /// The ports of a Service that is refused, as it lists them.

@@ -42,7 +42,10 @@ impl Sources {
 
 /// Returns when a source has something new to say.
 pub(super) async fn changed(said: &mut [watch::Receiver<Vec<Problem>>]) {
-    let mut waits: Vec<_> = said.iter_mut().map(|said| Box::pin(said.changed())).collect();
+    let mut waits: Vec<_> = said
+        .iter_mut()
+        .map(|said| Box::pin(said.changed()))
+        .collect();
     poll_fn(|cx| {
         for wait in &mut waits {
             // A source that ended says nothing more; its end is told elsewhere.
@@ -58,7 +61,8 @@ pub(super) async fn changed(said: &mut [watch::Receiver<Vec<Problem>>]) {
 /// Everything that they have to say.
 pub(super) fn problems(said: &mut [watch::Receiver<Vec<Problem>>]) -> Vec<Problem> {
     let said = said.iter_mut();
-    said.flat_map(|said| said.borrow_and_update().clone()).collect()
+    said.flat_map(|said| said.borrow_and_update().clone())
+        .collect()
 }
 
 /// A source never ends while we take its events: a panic in one is a panic of ours.

@@ -116,7 +116,10 @@ impl Task<'_> {
         let line = Line::new(
             settings.rules.clone(),
             expected.collect::<Vec<_>>(),
-            Allocator::new(settings.pools.clone(), Arc::unwrap_or_clone(Arc::clone(&keep.record))),
+            Allocator::new(
+                settings.pools.clone(),
+                Arc::unwrap_or_clone(Arc::clone(&keep.record)),
+            ),
             Compiler::resume(&keep.table, settings.defaults.clone()),
         );
         let publisher = Publisher::new(keep.plane.clone(), Arc::clone(&keep.table));
@@ -183,7 +186,9 @@ impl Task<'_> {
     /// The workers have something new to report.
     fn hear(&mut self) {
         let news = self.publisher.hear(&mut self.programming);
-        let touched = news.iter().filter_map(|frontend| self.line.owner(frontend).cloned());
+        let touched = news
+            .iter()
+            .filter_map(|frontend| self.line.owner(frontend).cloned());
         let touched = touched.collect();
         self.refresh(&touched);
         self.show();
@@ -191,7 +196,10 @@ impl Task<'_> {
 
     fn confirm_deletions(&mut self) {
         let gone = self.line.confirm_deletions();
-        tracing::warn!(services = gone, "the deletion of held Services is confirmed");
+        tracing::warn!(
+            services = gone,
+            "the deletion of held Services is confirmed"
+        );
         self.decide(std::time::Instant::now());
     }
 
@@ -206,7 +214,10 @@ impl Task<'_> {
             }
         }
         let mut said: BTreeMap<Key, BTreeSet<Reason>> = BTreeMap::new();
-        for problem in problems.iter().filter(|problem| problem.level == Level::Error) {
+        for problem in problems
+            .iter()
+            .filter(|problem| problem.level == Level::Error)
+        {
             if let Some(key) = &problem.object {
                 let text = problem.to_string().into();
                 let reason = Reason::StaleObject { problem: text };
@@ -249,7 +260,9 @@ impl Task<'_> {
                 Some(status) => (Some(status.state), codes(&status.reasons)),
                 None => (None, String::new()),
             };
-            let addresses = status.as_ref().map(|status| format!("{:?}", status.addresses));
+            let addresses = status
+                .as_ref()
+                .map(|status| format!("{:?}", status.addresses));
             if self.statuses.set(key, status) && before != after {
                 log(key, after, &addresses.unwrap_or_default(), &codes);
             }
@@ -280,8 +293,12 @@ impl Task<'_> {
     /// Lets go of the VIPs whose last connection ended.
     fn let_go(&mut self) {
         let stats = self.keep.plane.stats();
-        let live = stats.frontends.iter().filter(|(_, totals)| totals.connections_active > 0);
-        self.vips.let_go(&live.map(|((frontend, _), _)| frontend.address).collect());
+        let live = stats
+            .frontends
+            .iter()
+            .filter(|(_, totals)| totals.connections_active > 0);
+        self.vips
+            .let_go(&live.map(|((frontend, _), _)| frontend.address).collect());
     }
 
     /// Shows what there is to see now.
@@ -290,7 +307,11 @@ impl Task<'_> {
             // What the task before this one showed is the better answer until the first list.
             return;
         }
-        let saving = self.keep.saver.as_ref().and_then(|saver| saver.state().error);
+        let saving = self
+            .keep
+            .saver
+            .as_ref()
+            .and_then(|saver| saver.state().error);
         let mut snapshot = Snapshot {
             complete: self.line.is_complete(),
             held: self.held,
@@ -319,7 +340,14 @@ fn log(key: &Key, state: Option<State>, addresses: &str, reasons: &str) {
     match state {
         Some(state) => {
             let state = word(state);
-            tracing::info!(namespace, service, state, addresses, reasons, "{key} is {state}");
+            tracing::info!(
+                namespace,
+                service,
+                state,
+                addresses,
+                reasons,
+                "{key} is {state}"
+            );
         }
         None => tracing::info!(namespace, service, "{key} is gone"),
     }

@@ -98,7 +98,8 @@ impl Vips {
         let now = Instant::now();
         self.look = now + LOOK;
         let before = self.leaving.len();
-        self.leaving.retain(|vip, latest| live.contains(vip) && *latest > now);
+        self.leaving
+            .retain(|vip, latest| live.contains(vip) && *latest > now);
         if self.leaving.len() != before {
             self.hand_on();
         }
@@ -126,7 +127,9 @@ impl Vips {
         let new = self.heard.borrow_and_update().clone();
         let old = std::mem::replace(&mut self.outcome, new);
         let all = old.keys().chain(self.outcome.keys());
-        all.filter(|vip| old.get(vip) != self.outcome.get(vip)).copied().collect()
+        all.filter(|vip| old.get(vip) != self.outcome.get(vip))
+            .copied()
+            .collect()
     }
 
     /// Is `vip` on the machine? `None`: not heard of yet.

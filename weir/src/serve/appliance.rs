@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use admin_api::{Address, Server};
 use anyhow::Context;
-use controlplane::allocate::{Pool, Pools};
+use controlplane::allocate::Pools;
 use controlplane::control::{self, Command, Control};
 use controlplane::object::SourceId;
 use controlplane::source::directory;
@@ -17,6 +17,7 @@ use lb_core::table::{HashKey, TableBuilder};
 use super::places;
 use super::view::View;
 use crate::check;
+use crate::exit::Usage;
 use crate::settings::{EngineName, Settings};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
@@ -59,7 +60,8 @@ impl Appliance {
         let table = TableBuilder::new(HashKey(key.bytes)).freeze();
         let config = config(&settings);
         let workers = config.workers;
-        let plane = Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
+        let plane =
+            Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
         let control = Control::start(control_settings, plane.handle(), table)
             .context("cannot start the control plane")?;
         let view = Arc::new(View::new(plane.handle(), control.desk(), dropped));
@@ -134,7 +136,9 @@ impl Appliance {
 fn config(settings: &Settings) -> Config {
     let default = Config::default();
     Config {
-        workers: settings.workers.map_or(default.workers, |workers| workers.get()),
+        workers: settings
+            .workers
+            .map_or(default.workers, |workers| workers.get()),
         pin: settings.pin,
         engine: match settings.engine {
             EngineName::Auto => Engine::Auto,
@@ -152,10 +156,15 @@ fn engine_reason(asked: EngineName) -> &'static str {
     }
 }
 
-fn control_settings(settings: &Settings, state_dir: &std::path::Path) -> anyhow::Result<control::Settings> {
-    let directories = settings.manifests.iter().enumerate().map(|(number, path)| {
-        directory::Settings::new(path.clone(), SourceId(number as u16))
-    });
+fn control_settings(
+    settings: &Settings,
+    state_dir: &std::path::Path,
+) -> anyhow::Result<control::Settings> {
+    let directories = settings
+        .manifests
+        .iter()
+        .enumerate()
+        .map(|(number, path)| directory::Settings::new(path.clone(), SourceId(number as u16)));
     let mut own = settings.node_port_addresses.clone();
     if let Some(admin) = &settings.admin
         && let Address::Loopback(address) = admin.0
@@ -177,4 +186,48 @@ fn control_settings(settings: &Settings, state_dir: &std::path::Path) -> anyhow:
         drain_timeout: settings.drain_timeout,
         confirm_deletions: settings.confirm_deletions,
     })
+}
+
+/// Ranges of one name are one pool; those without a name are one each, in the order given.
+fn pools(settings: &Settings, own: &[std::net::IpAddr]) -> anyhow::Result<Pools> {
+    let mut given: Vec<(Option<Arc<str>>, Vec<_>)> = Vec::new();
+    for entry in &settings.pools {
+        let name: Option<Arc<str>> = entry.name.as_deref().map(Arc::from);
+        let same = given
+            .iter_mut()
+            .find(|(other, _)| name.is_some() && *other == name);
+        match same {
+            Some((_, ranges)) => ranges.push(entry.range),
+            None => given.push((name, vec![entry.range])),
+        }
+    }
+    Pools::new(given, own.iter().copied()).map_err(|error| Usage(error.to_string()).into())
+}
+
+fn pools_text(settings: &Settings) -> String {
+    let pools: Vec<_> = settings.pools.iter().map(ToString::to_string).collect();
+    pools.join(",")
+}
+
+/// The admin listener where it was asked for, or at the first default place that can be made. No
+/// default place is no reason not to serve.
+fn admin(settings: &Settings, view: &Arc<View>) -> anyhow::Result<Option<Server>> {
+    let start = |address: &Address| {
+        let view: Arc<dyn admin_api::Appliance> = Arc::clone(view) as _;
+        Server::start(address, view, admin_api::Limits::default())
+    };
+    if let Some(asked) = &settings.admin {
+        return Ok(Some(start(&asked.0)?));
+    }
+    for path in places::admin_sockets() {
+        match start(&Address::Unix(path)) {
+            Ok(server) => return Ok(Some(server)),
+            Err(error) if error.is_denied() => tracing::debug!("{error}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    tracing::warn!(
+        "no admin listener: neither /run/weir nor XDG_RUNTIME_DIR can be written; give one with --admin unix:PATH"
+    );
+    Ok(None)
 }

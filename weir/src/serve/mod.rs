@@ -37,7 +37,9 @@ pub fn run(args: Box<ServeArgs>) -> anyhow::Result<ExitCode> {
     let telemetry = Telemetry::start(settings.log_format, &settings.log)?;
     let drain_timeout = settings.drain_timeout;
     let appliance = Appliance::launch(settings, telemetry.dropped())?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(until_told(&appliance, drain_timeout))?;
     appliance.stop();
     tracing::info!("ended");
@@ -68,9 +70,19 @@ async fn until_told(appliance: &Appliance, drain_timeout: Duration) -> anyhow::R
 }
 
 /// Ends when nothing lives any more, at the deadline, or at the second signal.
-async fn drain(appliance: &Appliance, timeout: Duration, terminate: &mut Signal, interrupt: &mut Signal) {
+async fn drain(
+    appliance: &Appliance,
+    timeout: Duration,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) {
     let (connections, flows) = appliance.drain(timeout);
-    tracing::info!(connections, flows, timeout_s = timeout.as_secs_f64(), "draining; a second signal ends it now");
+    tracing::info!(
+        connections,
+        flows,
+        timeout_s = timeout.as_secs_f64(),
+        "draining; a second signal ends it now"
+    );
     let deadline = Instant::now() + timeout + SLACK;
     while !appliance.is_drained() {
         if Instant::now() > deadline {

@@ -52,7 +52,11 @@ fn denied(path: &Path, error: &io::Error) -> anyhow::Error {
 fn usable(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let probe = directory.join(".probe");
-    OpenOptions::new().write(true).create(true).truncate(true).open(&probe)?;
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&probe)?;
     fs::remove_file(&probe)
 }
 

@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use admin_api::Address;
+use controlplane::compile::Defaults;
 
 use super::layer::Layer;
 use super::values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span};
@@ -111,6 +114,43 @@ impl Settings {
             flow_two_way_timeout: seconds(flow_two_way_timeout, under.flow_two_way_timeout, 120),
             log_format: log_format.or(under.log_format).unwrap_or(LogFormat::Auto),
             log: log.or(under.log).unwrap_or_else(|| "info".to_owned()),
+        }
+    }
+}
+
+impl Settings {
+    /// What the demo runs on: loopback alone, and nothing outside of these three places.
+    ///
+    /// # Errors
+    ///
+    /// `endpoints` is no address range.
+    pub fn demo(
+        manifests: &Path,
+        state_dir: &Path,
+        admin: &Path,
+        vip: IpAddr,
+        endpoints: &str,
+    ) -> anyhow::Result<Settings> {
+        let layer = Layer {
+            manifests: Some(manifests.to_owned()),
+            state_dir: Some(state_dir.to_owned()),
+            admin: Some(AdminAddress(Address::Unix(admin.to_owned()))),
+            pools: vec![vip.to_string().parse().map_err(anyhow::Error::msg)?],
+            allow_endpoints: vec![endpoints.parse().map_err(anyhow::Error::msg)?],
+            ..Layer::default()
+        };
+        Ok(Settings::new(layer, Layer::default()))
+    }
+
+    /// What a Service that does not say otherwise gets.
+    pub fn defaults(&self) -> Defaults {
+        Defaults {
+            connect_timeout: self.connect_timeout,
+            connect_budget: self.connect_budget,
+            idle_timeout: self.idle_timeout,
+            half_close_timeout: self.half_close_timeout,
+            flow_one_way_timeout: self.flow_one_way_timeout,
+            flow_two_way_timeout: self.flow_two_way_timeout,
         }
     }
 }

@@ -12,7 +12,7 @@ pub use effective::Settings;
 pub use file::{load, parse};
 pub use layer::Layer;
 pub use problem::Problem;
-pub use values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Range, Span};
+pub use values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span};
 
 /// The JSON Schema of the settings file, as `deploy/weir.schema.json` publishes it.
 pub fn schema() -> String {

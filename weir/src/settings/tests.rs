@@ -62,16 +62,19 @@ log: debug
 fn flag_over_file_over_default() {
     let file = || parse("f", "workers: 3\npools: [192.0.2.0/28]\nclass: file/c\n").expect("file");
     let over = Settings::new(
-        flags("--workers 1 --pool 198.51.100.1 --pool x=::1"),
+        flags("--workers 1 --pool 198.51.100.1 --pool x=2001:db8::1"),
         file(),
     );
     assert_eq!(over.workers.map(|n| n.get()), Some(1));
     let pools: Vec<_> = over.pools.iter().map(ToString::to_string).collect();
-    assert_eq!(pools, ["default=198.51.100.1-198.51.100.1", "x=::1-::1"]);
+    assert_eq!(
+        pools,
+        ["198.51.100.1-198.51.100.1", "x=2001:db8::1-2001:db8::1"]
+    );
     assert_eq!(over.class, "file/c");
     let under = Settings::new(Layer::default(), file());
     assert_eq!(under.workers.map(|n| n.get()), Some(3));
-    assert_eq!(under.pools[0].to_string(), "default=192.0.2.0-192.0.2.15");
+    assert_eq!(under.pools[0].to_string(), "192.0.2.0-192.0.2.15");
     let default = Settings::new(Layer::default(), Layer::default());
     assert_eq!(
         (default.workers, default.class.as_str()),
@@ -113,7 +116,7 @@ fn every_error_has_its_place() {
     );
     assert_eq!(
         problem("pools:\n  - 192.0.2.0/28\n  - 192.0.2.9-192.0.2.1\n"),
-        "weir.yaml:3:5: 192.0.2.9-192.0.2.1: the last address is below the first\n  3 |   - 192.0.2.9-192.0.2.1\n    |     ^"
+        "weir.yaml:3:5: pool \"192.0.2.9-192.0.2.1\" ends before it begins; swap the two addresses\n  3 |   - 192.0.2.9-192.0.2.1\n    |     ^"
     );
     let cases = [
         ("idleTimeout: 30\n", "1:14", "30s"),

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use controlplane::allocate::Range;
 use ipnet::IpNet;
 
 /// Gives a type that parses from text its place in the file and in the schema.
@@ -119,80 +120,50 @@ text_value!(
     ["127.0.0.0/8", "fd00::/8"]
 );
 
-/// Addresses from the first to the last, both included, of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The lowest.
-    pub first: IpAddr,
-    /// The highest.
-    pub last: IpAddr,
-}
-
-impl FromStr for Range {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Range, String> {
-        if let Ok(net) = text.parse::<IpNet>() {
-            let net = net.trunc();
-            return Ok(Range {
-                first: net.network(),
-                last: net.broadcast(),
-            });
-        }
-        let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let (Ok(first), Ok(last)) = (first.trim().parse(), last.trim().parse()) else {
-            return Err(format!(
-                "{text:?} is no pool; write 192.0.2.0/28, 192.0.2.10-192.0.2.20 or NAME=RANGE"
-            ));
-        };
-        let range = Range { first, last };
-        match (first.is_ipv4() == last.is_ipv4(), first <= last) {
-            (true, true) => Ok(range),
-            (false, _) => Err(format!("{range}: first and last are of different families")),
-            (true, false) => Err(format!("{range}: the last address is below the first")),
-        }
-    }
-}
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
-    }
-}
-
-/// One range of a pool: `RANGE`, or `NAME=RANGE`. Ranges of one name make one pool.
+/// One range of a pool: `RANGE`, or `NAME=RANGE`. Ranges of one name make one pool; one without a
+/// name is a pool of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PoolEntry {
-    /// The pool's name; `default` where none is given.
-    pub name: String,
+    /// The pool's name.
+    pub name: Option<String>,
     /// The addresses.
     pub range: Range,
 }
-
-/// The name of the pool that has none.
-pub const DEFAULT_POOL: &str = "default";
 
 impl FromStr for PoolEntry {
     type Err = String;
 
     fn from_str(text: &str) -> Result<PoolEntry, String> {
-        let (name, range) = text.split_once('=').unwrap_or((DEFAULT_POOL, text));
+        let (name, range) = match text.split_once('=') {
+            Some((name, range)) => (Some(name), range),
+            None => (None, text),
+        };
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        if name.is_empty() || name.len() > 63 || !name.chars().all(good) {
+        if let Some(name) = name
+            && (name.is_empty() || name.len() > 63 || !name.chars().all(good))
+        {
             return Err(format!(
                 "pool name {name:?} is not made of a to z, 0 to 9 and -, 1 to 63 of them"
             ));
         }
+        // One address alone is a range of one.
+        let range = match range.parse::<IpAddr>() {
+            Ok(single) => IpNet::from(single).to_string().parse::<Range>(),
+            Err(_) => range.parse::<Range>(),
+        };
         Ok(PoolEntry {
-            name: name.to_owned(),
-            range: range.parse()?,
+            name: name.map(str::to_owned),
+            range: range.map_err(|error| error.to_string())?,
         })
     }
 }
 
 impl fmt::Display for PoolEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", self.name, self.range)
+        if let Some(name) = &self.name {
+            write!(f, "{name}=")?;
+        }
+        self.range.fmt(f)
     }
 }
 
