@@ -9,10 +9,10 @@ mod problem;
 mod values;
 
 pub use effective::Settings;
-pub use file::{load, parse};
+pub use file::load;
 pub use layer::Layer;
 pub use problem::Problem;
-pub use values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span};
+pub use values::{EngineName, LogFormat};
 
 /// The JSON Schema of the settings file, as `deploy/weir.schema.json` publishes it.
 pub fn schema() -> String {
