@@ -65,10 +65,11 @@ impl Allocator {
                 None => self.unrequested(family, member),
             };
             match outcome {
-                Ok(address) => found.push(address),
-                Err((reason, cause)) if fatal => lacks.fatal(reason, cause),
-                Err((Reason::NoPool { .. }, None)) => {} // What the pools allow: nothing to tell.
-                Err((reason, cause)) => lacks.note(reason, cause),
+                Slot::Found(address) => found.push(address),
+                Slot::Lacks(reason, cause) if fatal => lacks.fatal(reason, cause),
+                // What the pools allow: nothing to tell.
+                Slot::Lacks(Reason::NoPool { .. }, None) => {}
+                Slot::Lacks(reason, cause) => lacks.note(reason, cause),
             }
         }
         if lacks.is_fatal {
@@ -98,14 +99,10 @@ impl Allocator {
         lacks.causes
     }
 
-    fn requested(
-        &self,
-        address: IpAddr,
-        member: &Member,
-    ) -> Result<IpAddr, (Reason, Option<Cause>)> {
+    fn requested(&self, address: IpAddr, member: &Member) -> Slot {
         let pools = self.holdings.pools();
         let Some(place) = pools.of(address) else {
-            return Err((Reason::AddressNotInPool { address }, None));
+            return Slot::Lacks(Reason::AddressNotInPool { address }, None);
         };
         if let Some(pool) = &member.wish.pool
             && pools.by_name(pool) != Some(place)
@@ -114,10 +111,10 @@ impl Allocator {
                 first: format!("requested address {address}").into(),
                 second: format!("requested pool {pool:?}").into(),
             };
-            return Err((reason, None));
+            return Slot::Lacks(reason, None);
         }
         match self.holdings.check(address, &member.claim, false) {
-            Ok(()) => Ok(address),
+            Ok(()) => Slot::Found(address),
             Err(obstacle) => {
                 let reason = match obstacle {
                     Obstacle::Taken { holder } => Reason::AddressTaken { address, holder },
@@ -127,32 +124,41 @@ impl Allocator {
                         problem,
                     },
                 };
-                Err((reason, Some(Cause::Address(address))))
+                Slot::Lacks(reason, Some(Cause::Address(address)))
             }
         }
     }
 
-    fn unrequested(
-        &self,
-        family: Family,
-        member: &Member,
-    ) -> Result<IpAddr, (Reason, Option<Cause>)> {
+    fn unrequested(&self, family: Family, member: &Member) -> Slot {
         let pools = self.holdings.pools();
         let place = match &member.wish.pool {
             None => None,
             Some(name) => match pools.by_name(name) {
                 Some(place) => Some(place),
-                None => return Err((Reason::UnknownPool { pool: name.clone() }, None)),
+                None => {
+                    let pool = name.clone();
+                    return Slot::Lacks(Reason::UnknownPool { pool }, None);
+                }
             },
         };
         if !pools.have_family(place, family) {
-            return Err((Reason::NoPool { family }, None));
+            return Slot::Lacks(Reason::NoPool { family }, None);
         }
-        self.holdings.find(family, place, &member.claim).ok_or((
-            Reason::PoolExhausted { family },
-            Some(Cause::Free(family, place)),
-        ))
+        match self.holdings.find(family, place, &member.claim) {
+            Some(address) => Slot::Found(address),
+            None => {
+                let cause = Cause::Free(family, place);
+                Slot::Lacks(Reason::PoolExhausted { family }, Some(cause))
+            }
+        }
     }
+}
+
+/// What one family of a load balancer finds.
+enum Slot {
+    Found(IpAddr),
+    /// Why nothing, and what could help.
+    Lacks(Reason, Option<Cause>),
 }
 
 /// What a load balancer did not get.
