@@ -9,67 +9,17 @@
 //! from nothing) than a wish. Those Services are *held*, with their EndpointSlices: they are served
 //! on until they return or a person confirms. An explicit deletion is always obeyed.
 
+mod map;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::Arc;
 
+use self::map::{Entry, Id, Map, missing, of_source, put};
 use crate::load_balancer::LoadBalancer;
 use crate::object::{EndpointSlice, Event, Key, Kind, Node, Object, Service, SourceId};
 
 /// The guard never holds fewer Services than this.
 pub const GUARD_LEAST: usize = 5;
-
-/// An object's name in the store: its key without the kind, which is the map's, and without the
-/// uid, which is the entry's.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Id {
-    source: SourceId,
-    cluster: Arc<str>,
-    namespace: Arc<str>,
-    name: Arc<str>,
-}
-
-impl Id {
-    fn of(key: &Key) -> Id {
-        Id {
-            source: key.source,
-            cluster: Arc::clone(&key.cluster),
-            namespace: Arc::clone(&key.namespace),
-            name: Arc::clone(&key.name),
-        }
-    }
-
-    /// The Service that a slice of this id belongs to.
-    fn service(&self, name: &Arc<str>) -> Id {
-        Id {
-            name: Arc::clone(name),
-            ..self.clone()
-        }
-    }
-
-    /// The least id of a source.
-    fn first_of(source: SourceId) -> Id {
-        let empty: Arc<str> = Arc::default();
-        Id {
-            source,
-            cluster: Arc::clone(&empty),
-            namespace: Arc::clone(&empty),
-            name: empty,
-        }
-    }
-}
-
-/// An object and whether the list in progress has named it.
-#[derive(Debug)]
-struct Entry<T> {
-    object: Arc<T>,
-    /// The number of the list (or of the time between two) that saw it last.
-    seen: u64,
-    /// Missing from its last list, and served on.
-    held: bool,
-}
-
-type Map<T> = BTreeMap<Id, Entry<T>>;
 
 /// What is known of one kind of one source.
 #[derive(Clone, Copy, Debug, Default)]
@@ -147,7 +97,10 @@ impl Cluster {
     }
 
     /// The EndpointSlices of the Service named by `key`, in order of their names.
-    pub fn slices_of(&self, key: &Key) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+    pub fn slices_of<'a>(
+        &'a self,
+        key: &Key,
+    ) -> impl Iterator<Item = &'a Arc<EndpointSlice>> + use<'a> {
         let ids = self.slices_of.get(&Id::of(key));
         let ids = ids.into_iter().flatten();
         ids.filter_map(|id| self.slices.get(id).map(|entry| &entry.object))
@@ -417,46 +370,6 @@ impl Cluster {
         self.dirty
             .extend(keys.map(|entry| entry.object.meta.key.clone()));
     }
-}
-
-/// What `put` did.
-struct Put<T> {
-    /// What stood there before, if it differs.
-    old: Option<Arc<T>>,
-    changed: bool,
-}
-
-/// Stores `object`; it is seen now and no longer held.
-fn put<T: PartialEq>(map: &mut Map<T>, id: Id, object: Arc<T>, seen: u64) -> Put<T> {
-    let Some(entry) = map.get_mut(&id) else {
-        let held = false;
-        map.insert(id, Entry { object, seen, held });
-        return Put {
-            old: None,
-            changed: true,
-        };
-    };
-    entry.seen = seen;
-    let released = std::mem::take(&mut entry.held);
-    let same = Arc::ptr_eq(&entry.object, &object) || entry.object == object;
-    let old = std::mem::replace(&mut entry.object, object);
-    Put {
-        changed: released || !same,
-        old: (!same).then_some(old),
-    }
-}
-
-fn of_source<T>(map: &Map<T>, source: SourceId) -> impl Iterator<Item = (&Id, &Entry<T>)> {
-    map.range((Bound::Included(Id::first_of(source)), Bound::Unbounded))
-        .take_while(move |(id, _)| id.source == source)
-}
-
-/// What the list of this number did not name. Objects that came since are of that number too.
-fn missing<T>(map: &Map<T>, source: SourceId, number: u64) -> Vec<Id> {
-    of_source(map, source)
-        .filter(|(_, entry)| entry.seen != number)
-        .map(|(id, _)| id.clone())
-        .collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::Problem;
 use super::file::{self, File, MAX_FILE_BYTES};
@@ -27,6 +27,10 @@ use crate::object::{Event, SourceId};
 /// Most files of a directory, and bytes of all of them together.
 const MAX_FILES: usize = 10_000;
 const MAX_TOTAL_BYTES: u64 = 256 << 20;
+
+/// How soon to look again for a directory that is not there, and so cannot be watched: it may be
+/// about to be replaced.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// What a directory source needs to know.
 #[derive(Clone, Debug)]
@@ -102,28 +106,30 @@ pub async fn run(
             }
         }
         scan = now;
+        let slow = match watching.watched {
+            Some(_) => settings.rescan,
+            None => settings.rescan.min(RETRY),
+        };
         tokio::select! {
-            () = settled(&changed, &settings) => {}
+            () = settled(&changed, &settings, slow) => {}
             () = rescan.notified() => {}
             () = events.closed() => return,
         }
     }
 }
 
-/// Returns when a change came and its burst is over, or when the slow rescan is due.
-async fn settled(changed: &Notify, settings: &Settings) {
-    let slow = Instant::now() + settings.rescan;
-    if timeout_at(slow, changed.notified()).await.is_err() {
+/// Returns when a change came and its burst is over, or after `slow`.
+async fn settled(changed: &Notify, settings: &Settings, slow: Duration) {
+    if timeout_at(Instant::now() + slow, changed.notified())
+        .await
+        .is_err()
+    {
         return;
     }
     let latest = Instant::now() + settings.settle_at_most;
-    loop {
+    while Instant::now() < latest {
         let quiet = latest.min(Instant::now() + settings.settle);
         if timeout_at(quiet, changed.notified()).await.is_err() {
-            return;
-        }
-        if Instant::now() >= latest {
-            sleep_until(latest).await;
             return;
         }
     }

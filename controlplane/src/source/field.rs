@@ -126,7 +126,7 @@ pub enum FieldProblem {
 
 /// A field that cannot be read: the object it belongs to is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: {problem}")]
+#[error("{path}{}{problem}", if path.0.is_empty() { "" } else { ": " })]
 pub struct FieldError {
     /// Which field.
     pub path: JsonPath,

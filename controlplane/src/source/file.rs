@@ -11,7 +11,8 @@ use sha2::{Digest, Sha256};
 
 use super::field::FieldError;
 use super::parse::{ObjectError, Reader};
-use super::text::{self, Document, Format, Position};
+use super::place::{Position, excerpt, locate};
+use super::text::{self, Document, Format};
 use super::{Level, Problem};
 use crate::object::{Key, Kind, Location, Object};
 
@@ -233,21 +234,22 @@ impl<'a> Reading<'a> {
             }
             None => self.nameless = true,
         }
-        let at = text::locate(text, at, &error.path.0);
-        self.problem(text, at, key, message);
-    }
-
-    fn problem(&mut self, text: &str, at: Position, object: Option<Key>, message: String) {
         if self.problems.len() >= MAX_PROBLEMS {
             self.unlisted += 1;
             return;
         }
+        let at = locate(text, at, &error.path.0);
+        self.problem(text, at, key, message);
+    }
+
+    fn problem(&mut self, text: &str, at: Position, object: Option<Key>, message: String) {
+        let excerpt = excerpt(text, at);
         self.push(Problem {
             level: Level::Error,
             location: place(self.path, at),
             object,
             message,
-            excerpt: text::excerpt(text, at),
+            excerpt,
         });
     }
 

@@ -1,7 +1,7 @@
 //! Where objects come from. A source turns what it watches into [`Event`](crate::object::Event)s
 //! and hands them on over one bounded channel; it decides nothing.
 //!
-//! - `text`: text -> JSON values with their places (the only module that knows the YAML parser);
+//! - `text` and `place`: text -> JSON values with their places (only they know the YAML parser);
 //! - `field`: typed, bounded reading of one JSON value, with the path of what is wrong;
 //! - `parse`: JSON value -> [`Object`](crate::object::Object), the same for every source;
 //! - `file`: one file's text -> objects and problems;
@@ -15,6 +15,7 @@ pub mod directory;
 mod field;
 pub mod file;
 pub mod parse;
+mod place;
 pub mod scan;
 mod text;
 

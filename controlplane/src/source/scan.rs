@@ -70,3 +70,100 @@ pub fn diff(old: &Scan, new: &Scan) -> Vec<Event> {
     let end = KINDS.into_iter().map(Event::InitDone);
     begin.chain(apply).chain(end).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::object::SourceId;
+    use crate::source::parse::Reader;
+
+    fn service(name: &str, port: u16) -> String {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: {port}}}]}}\n"
+        )
+    }
+
+    /// A directory of these files.
+    fn scan(files: &[(&str, String)]) -> Scan {
+        let mut reader = Reader::new(SourceId(0), Arc::default());
+        let mut scan = Scan {
+            listed: true,
+            ..Scan::default()
+        };
+        for (name, text) in files {
+            let path = Arc::new(PathBuf::from(name));
+            let file = File::read(&path, text.as_bytes(), &mut reader, None);
+            scan.files.insert(path, file);
+        }
+        scan
+    }
+
+    fn shown(events: &[Event]) -> Vec<String> {
+        let show = |event: &Event| match event {
+            Event::Init(kind) => format!("init {kind:?}"),
+            Event::Apply(object) => format!("apply {}", object.key()),
+            Event::Delete(key) => format!("delete {key}"),
+            Event::InitDone(kind) => format!("done {kind:?}"),
+        };
+        events.iter().map(show).collect()
+    }
+
+    #[test]
+    fn a_directory_that_was_never_listed_says_nothing() {
+        let nothing = Scan::default();
+        assert!(diff(&nothing, &nothing).is_empty());
+    }
+
+    #[test]
+    fn an_empty_directory_is_a_complete_list() {
+        let events = diff(&Scan::default(), &scan(&[]));
+        assert_eq!(
+            shown(&events),
+            [
+                "init Service",
+                "init EndpointSlice",
+                "init Node",
+                "done Service",
+                "done EndpointSlice",
+                "done Node"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_change_is_a_list_and_no_change_is_nothing() {
+        let before = scan(&[("a.yaml", service("a", 80)), ("b.yaml", service("b", 80))]);
+        assert!(diff(&before, &before.clone()).is_empty());
+        let moved = scan(&[
+            ("a.yaml", format!("# moved\n{}", service("a", 80))),
+            ("b.yaml", service("b", 80)),
+        ]);
+        assert!(diff(&before, &moved).is_empty(), "a place is no content");
+        let after = scan(&[("b.yaml", service("b", 81))]);
+        let events = shown(&diff(&before, &after));
+        assert_eq!(events.len(), 7);
+        assert_eq!(events[3], "apply default/b");
+        assert!(!events.iter().any(|event| event.starts_with("delete")));
+    }
+
+    #[test]
+    fn the_first_file_wins_and_both_are_named() {
+        let twice = scan(&[("2.yaml", service("a", 82)), ("1.yaml", service("a", 81))]);
+        let objects = twice.objects();
+        let Some(Object::Service(used)) = objects.into_values().next() else {
+            panic!("not read");
+        };
+        assert_eq!(used.ports[0].port.get(), 81);
+        let said: Vec<String> = twice
+            .all_problems()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            said,
+            [
+                "2.yaml:2:1: Service default/a is also defined in 1.yaml:2:1, which is used; remove one of the two"
+            ]
+        );
+    }
+}

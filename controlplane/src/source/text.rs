@@ -1,17 +1,13 @@
-//! Text -> JSON values with their places. The only module that knows the YAML parser.
-//!
-//! Values are decoded once, with the place of every document and of every entry of a list's
-//! `items`. The place of a field inside of an object is looked up by a second pass, and only for a
-//! message ([`locate`]).
+//! Text -> JSON values with the place of every document and of every entry of a list's `items`.
+//! The places of fields inside of those are looked up by `place`, and only for a message.
 
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
-use serde_saphyr::granit_parser::{Event, Parser, Span};
 use serde_saphyr::{MergeKeyPolicy, NonFiniteFloatPolicy, Spanned};
 
-use super::field::Step;
+use super::place::{Position, positions};
 
 /// Most values (mappings, lists, scalars) of one file. A decoded value takes some 100 bytes, so
 /// this bounds what decoding takes at once to some 800 MB where it is all punctuation, and a tenth
@@ -30,33 +26,6 @@ const NEVER_READ: [&str; 2] = [
     "managedFields",
     "kubectl.kubernetes.io/last-applied-configuration",
 ];
-
-/// A place in a text; both count from 1, the column in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Position {
-    pub line: u32,
-    pub column: u32,
-}
-
-impl Position {
-    pub const START: Position = Position { line: 1, column: 1 };
-
-    fn new(line: u64, column: u64) -> Position {
-        let bounded = |n: u64| u32::try_from(n.max(1)).unwrap_or(u32::MAX);
-        Position {
-            line: bounded(line),
-            column: bounded(column),
-        }
-    }
-
-    fn of_location(location: serde_saphyr::Location) -> Position {
-        Position::new(location.line(), location.column())
-    }
-
-    fn of_span(span: &Span) -> Position {
-        Position::new(span.start.line() as u64, span.start.col() as u64 + 1)
-    }
-}
 
 /// One document of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,13 +67,11 @@ pub(super) fn decode(text: &str, format: Format) -> Result<Vec<Document>, Syntax
 fn decode_yaml(text: &str) -> Result<Vec<Document>, SyntaxError> {
     let roots: Vec<Spanned<Root>> = serde_saphyr::from_multiple_with_options(text, options())
         .map_err(|error| SyntaxError {
-            at: error
-                .location()
-                .map_or(Position::START, Position::of_location),
+            at: error.location().map_or(Position::START, position),
             message: one_line(&error.without_snippet().to_string()),
         })?;
     let documents = roots.into_iter().map(|root| Document {
-        at: Position::of_location(root.referenced),
+        at: position(root.referenced),
         value: root.value.value,
         items: root.value.items,
     });
@@ -177,6 +144,10 @@ fn one_line(message: &str) -> String {
             }
         })
         .collect()
+}
+
+fn position(location: serde_saphyr::Location) -> Position {
+    Position::new(location.line(), location.column())
 }
 
 /// A value without [`NEVER_READ`] and with numbers that fit no integer as floats.
@@ -381,153 +352,10 @@ impl<'de> Visitor<'de> for ItemsVisitor {
     fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Items, A::Error> {
         let (mut values, mut items) = (Vec::new(), Vec::new());
         while let Some(entry) = entries.next_element::<Spanned<Plain>>()? {
-            items.push(Position::of_location(entry.referenced));
+            items.push(position(entry.referenced));
             values.push(entry.value.0);
         }
         let value = Value::Array(values);
         Ok(Items { value, items })
     }
-}
-
-/// The place of the field at `path` inside of the object that stands at `object`. As much of the
-/// path as there is decides: for a missing field it is the place of what should hold it. JSON is
-/// read as the YAML that it also is.
-pub(super) fn locate(text: &str, object: Position, path: &[Step]) -> Position {
-    let mut walk = Walk::new(text);
-    while let Some((event, at)) = walk.next() {
-        if at == object && is_node(&event) {
-            return walk.descend(event, at, path).unwrap_or(object);
-        }
-    }
-    object
-}
-
-/// The first key of the document, and of every entry of its root's `items`, for JSON.
-fn positions(text: &str) -> (Position, Vec<Position>) {
-    let mut walk = Walk::new(text);
-    let root = loop {
-        match walk.next() {
-            Some((Event::MappingStart(..), at)) => break at,
-            Some(_) => {}
-            None => return (Position::START, Vec::new()),
-        }
-    };
-    let mut items = Vec::new();
-    while let Some((Event::Scalar(name, ..), _)) = walk.next() {
-        let Some((value, _)) = walk.next() else { break };
-        if name == "items" && matches!(value, Event::SequenceStart(..)) {
-            while let Some((entry, at)) = walk.next().filter(|(entry, _)| is_node(entry)) {
-                items.push(at);
-                walk.skip(&entry);
-            }
-        } else {
-            walk.skip(&value);
-        }
-    }
-    (root, items)
-}
-
-fn is_node(event: &Event<'_>) -> bool {
-    matches!(
-        event,
-        Event::Scalar(..) | Event::Alias(_) | Event::MappingStart(..) | Event::SequenceStart(..)
-    )
-}
-
-/// The parser's events without those that carry no content.
-struct Walk<'a> {
-    events: Box<dyn Iterator<Item = (Event<'a>, Span)> + 'a>,
-}
-
-impl<'a> Walk<'a> {
-    fn new(text: &'a str) -> Walk<'a> {
-        let events = Parser::new_from_str(text).map_while(Result::ok);
-        let events = Box::new(events);
-        Walk { events }
-    }
-
-    fn next(&mut self) -> Option<(Event<'a>, Position)> {
-        self.events
-            .by_ref()
-            .find(|(event, _)| {
-                is_node(event) || matches!(event, Event::MappingEnd | Event::SequenceEnd)
-            })
-            .map(|(event, span)| (event, Position::of_span(&span)))
-    }
-
-    /// Reads the rest of the node that began with `first`.
-    fn skip(&mut self, first: &Event<'a>) {
-        let opens =
-            |event: &Event<'_>| matches!(event, Event::MappingStart(..) | Event::SequenceStart(..));
-        let mut depth = usize::from(opens(first));
-        while depth > 0 {
-            match self.next() {
-                Some((event, _)) if opens(&event) => depth += 1,
-                Some((Event::MappingEnd | Event::SequenceEnd, _)) => depth -= 1,
-                Some(_) => {}
-                None => return,
-            }
-        }
-    }
-
-    /// Follows `path` from the node `event`, as far as it goes.
-    fn descend(&mut self, event: Event<'a>, at: Position, path: &[Step]) -> Option<Position> {
-        let (mut node, mut place) = (event, at);
-        for step in path {
-            let found = match (&node, step) {
-                (Event::MappingStart(..), Step::Field(name)) => self.find_field(name),
-                (Event::SequenceStart(..), Step::Index(index)) => self.find_entry(*index),
-                _ => None,
-            };
-            let Some(next) = found else { break };
-            (node, place) = next;
-        }
-        Some(place)
-    }
-
-    fn find_field(&mut self, wanted: &str) -> Option<(Event<'a>, Position)> {
-        loop {
-            let (key, _) = self.next().filter(|(key, _)| is_node(key))?;
-            if matches!(&key, Event::Scalar(name, ..) if name == wanted) {
-                return self.next();
-            }
-            self.skip(&key);
-            let (value, _) = self.next()?;
-            self.skip(&value);
-        }
-    }
-
-    fn find_entry(&mut self, index: usize) -> Option<(Event<'a>, Position)> {
-        for _ in 0..index {
-            let (entry, _) = self.next().filter(|(entry, _)| is_node(entry))?;
-            self.skip(&entry);
-        }
-        self.next().filter(|(entry, _)| is_node(entry))
-    }
-}
-
-/// The lines around a place, with a mark under it. Control characters are shown as `�`.
-pub(super) fn excerpt(text: &str, at: Position) -> String {
-    /// What is shown of a line, in characters.
-    const WIDTH: usize = 100;
-    let line = at.line as usize;
-    let column = at.column as usize;
-    let first_shown = column.saturating_sub(WIDTH * 3 / 4).max(1);
-    let number_width = at.line.to_string().len();
-    let mut shown = String::new();
-    let lines = text.lines().enumerate().skip(line.saturating_sub(3));
-    for (index, content) in lines.take(line.min(3)) {
-        let content: String = content
-            .chars()
-            .skip(first_shown - 1)
-            .take(WIDTH)
-            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-            .collect();
-        let number = index + 1;
-        shown.push_str(format!("{number:number_width$} | {content}").trim_end());
-        shown.push('\n');
-    }
-    let before = column - first_shown;
-    shown.push_str(&format!("{:number_width$} | {:before$}^", "", ""));
-    shown
 }
