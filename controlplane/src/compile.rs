@@ -97,6 +97,29 @@ impl Compiler {
         }
     }
 
+    /// A compiler that goes on where `table` ends, knowing nothing of whom its frontends are for:
+    /// they stay until [`Compiler::drop_unclaimed`].
+    pub fn resume(table: &Table, defaults: Defaults) -> Compiler {
+        Compiler {
+            builder: TableBuilder::resume(table),
+            ..Compiler::new(table.hash_key, defaults)
+        }
+    }
+
+    /// Takes out the frontends that nobody asks for: what a table held that was resumed. Answers
+    /// whether there were any.
+    pub fn drop_unclaimed(&mut self) -> bool {
+        let unclaimed: Vec<FrontendKey> = self
+            .builder
+            .keys()
+            .filter(|key| !self.claims.contains_key(key))
+            .collect();
+        for key in &unclaimed {
+            self.builder.remove(key);
+        }
+        !unclaimed.is_empty()
+    }
+
     /// The load balancer of `key` as it is now with the addresses that it holds, or `None` for one
     /// that is gone. Answers whether the table to come changed, and what its owner should know (as
     /// [`Compiler::reasons`] does). It may change what others should know: see

@@ -29,14 +29,17 @@
 //! I/O in `cluster`, `translate`, `allocate` and `compile`: they are pure. Any word of io_uring,
 //! sockets or workers: this crate sees the table and a handle.
 
+pub mod addresses;
 pub mod allocate;
 pub mod annotations;
 pub mod cluster;
 pub mod compile;
+pub mod control;
 pub mod load_balancer;
 pub mod object;
+mod publish;
 pub mod reason;
 pub mod source;
 pub mod state;
+pub mod status;
 pub mod translate;
-pub mod addresses;

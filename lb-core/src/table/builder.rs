@@ -107,6 +107,20 @@ impl TableBuilder {
         }
     }
 
+    /// A builder that goes on where `table` ends: its frontends keep their slots, and the next
+    /// generation follows its. Costs what the table holds.
+    pub fn resume(table: &Table) -> TableBuilder {
+        let slots: BTreeMap<_, _> = table.iter().map(|(slot, f)| (f.key, slot)).collect();
+        let used: BTreeSet<Slot> = slots.values().copied().collect();
+        let end = used.last().map_or(0, |slot| slot.0 + 1);
+        TableBuilder {
+            next: table.clone(),
+            slots,
+            free: (0..end).map(Slot).filter(|s| !used.contains(s)).collect(),
+            removed: BTreeMap::new(),
+        }
+    }
+
     /// Adds the frontend, or replaces the one of its key. Answers whether anything changed: a spec
     /// that says what stands already keeps the very same `Arc`s, and one that differs keeps the
     /// pool or the policy that did not.
@@ -162,6 +176,11 @@ impl TableBuilder {
         self.next.len -= 1;
         self.removed.insert(key, slot);
         true
+    }
+
+    /// Every frontend that stands in the next table.
+    pub fn keys(&self) -> impl Iterator<Item = FrontendKey> {
+        self.slots.keys().copied()
     }
 
     /// The slot of a frontend that stands in the next table.
