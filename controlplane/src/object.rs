@@ -56,7 +56,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// Where in a file an object stands; lines and columns count from 1.
+/// Where in a file an object stands; lines and columns count from 1, a column per character.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
     /// The file.
@@ -67,8 +67,15 @@ pub struct Location {
     pub column: u32,
 }
 
-/// What every object carries.
-#[derive(Clone, Debug, PartialEq, Eq)]
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
+    }
+}
+
+/// What every object carries. Equality leaves out where it was read: an object that only moved
+/// within its file did not change.
+#[derive(Clone, Debug)]
 pub struct Meta {
     /// Its key.
     pub key: Key,
@@ -83,6 +90,26 @@ pub struct Meta {
     /// Where it was read, for messages.
     pub location: Option<Location>,
 }
+
+impl PartialEq for Meta {
+    fn eq(&self, other: &Meta) -> bool {
+        let Meta {
+            key,
+            labels,
+            annotations,
+            created,
+            deleting,
+            location: _,
+        } = self;
+        *key == other.key
+            && *labels == other.labels
+            && *annotations == other.annotations
+            && *created == other.created
+            && *deleting == other.deleting
+    }
+}
+
+impl Eq for Meta {}
 
 /// An IP family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +128,15 @@ impl Family {
         } else {
             Family::V6
         }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        })
     }
 }
 
@@ -221,7 +257,7 @@ pub struct SlicePort {
 /// One of a slice's endpoints. Conditions stay as written: `translate` holds the nil rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// addresses[0] as written; parsed and judged by `translate`.
+    /// `addresses[0]` as written; parsed and judged by `translate`.
     pub address: Arc<str>,
     /// conditions.ready.
     pub ready: Option<bool>,
@@ -278,6 +314,28 @@ pub enum Object {
     Node(Arc<Node>),
     /// A load balancer, ready made.
     LoadBalancer(Arc<crate::load_balancer::LoadBalancer>),
+}
+
+impl Object {
+    /// Its key.
+    pub fn key(&self) -> &Key {
+        match self {
+            Object::Service(service) => &service.meta.key,
+            Object::EndpointSlice(slice) => &slice.meta.key,
+            Object::Node(node) => &node.meta.key,
+            Object::LoadBalancer(load_balancer) => &load_balancer.key,
+        }
+    }
+
+    /// Where it was read, if it came from a file.
+    pub fn location(&self) -> Option<&Location> {
+        match self {
+            Object::Service(service) => service.meta.location.as_ref(),
+            Object::EndpointSlice(slice) => slice.meta.location.as_ref(),
+            Object::Node(node) => node.meta.location.as_ref(),
+            Object::LoadBalancer(_) => None,
+        }
+    }
 }
 
 /// The one stream of changes. Between `Init` and `InitDone` of a kind every object that still

@@ -46,9 +46,12 @@ pub enum Reason {
         /// Which annotation.
         annotation: Arc<str>,
     },
+    /// The Service is on its way out: a deletionTimestamp is set.
+    #[error("the Service is being deleted (deletionTimestamp is set); it is not served any more")]
+    Deleting,
     /// The label that hands the Service to another proxy.
     #[error(
-        "label service.kubernetes.io/headless or a foreign service-proxy-name is set: node ports do not exist; pods are dialled directly"
+        "label service.kubernetes.io/service-proxy-name is set: node ports do not exist; pods are dialled directly"
     )]
     ForeignServiceProxy,
     /// The Service asks for something that is not built.
@@ -56,6 +59,15 @@ pub enum Reason {
     NotSupported {
         /// What was asked for, and where.
         what: Arc<str>,
+    },
+    /// There is no port that could be served.
+    #[error("no port of the Service can be served; list at least one TCP or UDP port")]
+    NoPorts,
+    /// A NodePort Service's port has no nodePort; the other ports are served.
+    #[error("port {port} has no nodePort to listen at; other ports are served")]
+    NoNodePort {
+        /// The port.
+        port: u16,
     },
     /// A port's protocol is not supported; the other ports are served.
     #[error("port {port}: protocol SCTP is not supported; other ports are served")]
@@ -73,14 +85,14 @@ pub enum Reason {
     },
     /// A source range does not parse: everything is denied.
     #[error(
-        "source range {range:?} is not a CIDR: every client is denied until it is corrected (write for example 192.0.2.0/24)"
+        "source range \"{range}\" is not a CIDR: every client is denied until it is corrected (write for example 192.0.2.0/24)"
     )]
     BadSourceRange {
         /// As written.
         range: Arc<str>,
     },
     /// Source ranges name no entry of a family that the Service has an address of.
-    #[error("source ranges list no {family:?} range: every {family:?} client is denied")]
+    #[error("source ranges list no {family} range: every {family} client is denied")]
     FamilyDenied {
         /// Which family.
         family: Family,
@@ -93,6 +105,22 @@ pub enum Reason {
         /// What is wrong and what is right.
         problem: Arc<str>,
     },
+    /// An annotation is read and has no effect, or lost against another of higher rank.
+    #[error("annotation {annotation} is ignored: {problem}")]
+    AnnotationIgnored {
+        /// Which annotation.
+        annotation: Arc<str>,
+        /// Why.
+        problem: Arc<str>,
+    },
+    /// A wanted address does not parse: no other is given instead.
+    #[error("{place}: {problem}; no other address is given instead")]
+    BadAddressRequest {
+        /// The annotation or field.
+        place: Arc<str>,
+        /// What is wrong and what is right.
+        problem: Arc<str>,
+    },
     /// Two places ask for different things; nothing is allocated.
     #[error("{first} and {second} ask for different addresses; make them equal or remove one")]
     ConflictingRequest {
@@ -102,13 +130,11 @@ pub enum Reason {
         second: Arc<str>,
     },
     /// An endpoint is refused for its address.
-    #[error(
-        "endpoint {address} refused: {problem}; allow its range in the appliance's settings (allowEndpoints) if it is meant"
-    )]
+    #[error("endpoint {address} refused: {problem}")]
     EndpointRefused {
         /// As written.
         address: Arc<str>,
-        /// Which rule.
+        /// Which rule, and what to do if the address is meant.
         problem: &'static str,
     },
     /// More endpoints are wrong than are listed one by one.
@@ -119,7 +145,7 @@ pub enum Reason {
     },
     /// No EndpointSlice has a port for this one.
     #[error(
-        "port {port} (name {name:?}): no EndpointSlice has a port of this name and protocol; compare the names in the Service and its slices"
+        "port {port} (name \"{name}\"): no EndpointSlice has a port of this name and protocol; compare the names in the Service and its slices"
     )]
     PortNameMismatch {
         /// The port.
@@ -145,7 +171,7 @@ pub enum Reason {
     },
     /// A VIP uses endpoints of the other family.
     #[error(
-        "no usable {vip:?} endpoint: the {vip:?} address is served by endpoints of the other family"
+        "no usable {vip} endpoint: the {vip} address is served by endpoints of the other family"
     )]
     CrossFamily {
         /// The VIP's family.
@@ -155,21 +181,21 @@ pub enum Reason {
     #[error("externalTrafficPolicy Local: pods see this appliance's address, not the client's")]
     ClientAddressNotKept,
     /// No pool has an address of this family.
-    #[error("no pool has {family:?} addresses; add one with --pool")]
+    #[error("no pool has {family} addresses; add one with --pool")]
     NoPool {
         /// Which family.
         family: Family,
     },
     /// Pools exist, and are full.
     #[error(
-        "every {family:?} address of the pools is taken; enlarge a pool or free a Service; this one is served as soon as one is free"
+        "every {family} address of the pools is taken; enlarge a pool or free a Service; this one is served as soon as one is free"
     )]
     PoolExhausted {
         /// Which family.
         family: Family,
     },
     /// The named pool does not exist.
-    #[error("no pool is named {pool:?}")]
+    #[error("no pool is named \"{pool}\"")]
     UnknownPool {
         /// As written.
         pool: Arc<str>,
@@ -221,6 +247,24 @@ pub enum Reason {
         frontend: FrontendKey,
         /// By whom.
         holder: Key,
+    },
+    /// The table refuses the frontend.
+    #[error("{problem}")]
+    FrontendInvalid {
+        /// Which frontend, why, and what is possible.
+        problem: Arc<str>,
+    },
+    /// Maglev was asked for, for more backends than its table holds.
+    #[error(
+        "{frontend} has {count} backends and maglev takes {most} at most: consistent is used instead"
+    )]
+    MaglevPoolTooLarge {
+        /// Which.
+        frontend: FrontendKey,
+        /// How many it has.
+        count: usize,
+        /// How many are possible.
+        most: usize,
     },
     /// The address could not be put on an interface.
     #[error("address {address} is not on this machine and cannot be added: {problem}")]
@@ -280,13 +324,18 @@ impl Reason {
             NotALoadBalancer,
             ForeignClass,
             Ignored,
+            Deleting,
             ForeignServiceProxy,
             NotSupported,
+            NoPorts,
+            NoNodePort,
             PortProtocolNotSupported,
             DuplicatePort,
             BadSourceRange,
             FamilyDenied,
             BadAnnotation,
+            AnnotationIgnored,
+            BadAddressRequest,
             ConflictingRequest,
             EndpointRefused,
             MoreEndpointsRefused,
@@ -304,6 +353,8 @@ impl Reason {
             RequestedFamily,
             SharingRefused,
             FrontendTaken,
+            FrontendInvalid,
+            MaglevPoolTooLarge,
             AddressNotAdded,
             NotListening,
             DescriptorLimit,
@@ -321,12 +372,17 @@ impl Reason {
             NotALoadBalancer { .. }
             | ForeignClass { .. }
             | Ignored { .. }
+            | Deleting
             | NotSupported { .. }
+            | NoPorts
+            | NoNodePort { .. }
             | PortProtocolNotSupported { .. }
             | DuplicatePort { .. }
             | BadSourceRange { .. }
+            | BadAddressRequest { .. }
             | ConflictingRequest { .. }
-            | RequestedFamily { .. } => Severity::Refused,
+            | RequestedFamily { .. }
+            | FrontendInvalid { .. } => Severity::Refused,
             NoUsableEndpoint { .. }
             | PortNameMismatch { .. }
             | NoPool { .. }
@@ -342,10 +398,12 @@ impl Reason {
             ForeignServiceProxy
             | FamilyDenied { .. }
             | BadAnnotation { .. }
+            | AnnotationIgnored { .. }
             | EndpointRefused { .. }
             | MoreEndpointsRefused { .. }
             | OnlyTerminatingEndpoints { .. }
             | CrossFamily { .. }
+            | MaglevPoolTooLarge { .. }
             | ClientAddressNotKept
             | AddressOutsidePools { .. }
             | StaleObject { .. }

@@ -209,4 +209,163 @@ impl BuildHasher for Keyed {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const KEY: HashKey = HashKey([5; 16]);
+
+    fn client(n: u8) -> IpAddr {
+        IpAddr::from([198, 51, 100, n])
+    }
+
+    fn backend(n: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, n], 80))
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::from_micros(seconds * 1_000_000)
+    }
+
+    fn pins(capacity: usize) -> Pins {
+        Pins::new(capacity, Duration::from_secs(10), &KEY)
+    }
+
+    #[test]
+    fn a_pin_lives_for_the_timeout_after_its_last_use() {
+        let mut pins = pins(4);
+        pins.pin(client(1), backend(1), at(0)).unwrap();
+        assert_eq!(pins.lookup(client(1), at(9), |_| true), Some(backend(1)));
+        assert_eq!(pins.next_expiry(), Some(at(19)));
+        assert_eq!(pins.lookup(client(1), at(18), |_| true), Some(backend(1)));
+        assert_eq!(pins.lookup(client(1), at(28), |_| true), None);
+        assert!(pins.is_empty());
+    }
+
+    #[test]
+    fn a_pin_to_an_unusable_backend_is_dropped() {
+        let mut pins = pins(4);
+        pins.pin(client(1), backend(1), at(0)).unwrap();
+        assert_eq!(pins.lookup(client(1), at(1), |b| b != backend(1)), None);
+        // It stays dropped, were the backend to come back.
+        assert_eq!(pins.lookup(client(1), at(1), |_| true), None);
+        pins.pin(client(1), backend(2), at(1)).unwrap();
+        assert_eq!(pins.lookup(client(1), at(2), |_| true), Some(backend(2)));
+    }
+
+    #[test]
+    fn full_refuses_the_new_and_keeps_the_old() {
+        let mut pins = pins(2);
+        pins.pin(client(1), backend(1), at(0)).unwrap();
+        pins.pin(client(2), backend(1), at(5)).unwrap();
+        assert_eq!(pins.pin(client(3), backend(1), at(9)), Err(Full));
+        // A pinned client may still change its backend.
+        assert_eq!(pins.pin(client(2), backend(2), at(9)), Ok(()));
+        // The first has expired and makes room.
+        assert_eq!(pins.pin(client(3), backend(1), at(10)), Ok(()));
+        assert_eq!(pins.lookup(client(1), at(10), |_| true), None);
+        assert_eq!(pins.lookup(client(2), at(10), |_| true), Some(backend(2)));
+        assert_eq!(
+            Pins::new(0, Duration::MAX, &KEY).pin(client(1), backend(1), at(0)),
+            Err(Full)
+        );
+    }
+
+    #[test]
+    fn one_client_in_both_notations_has_one_pin() {
+        let mut pins = pins(2);
+        pins.pin("::ffff:198.51.100.1".parse().unwrap(), backend(1), at(0))
+            .unwrap();
+        assert_eq!(pins.lookup(client(1), at(0), |_| true), Some(backend(1)));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Lookup(u8, u8),
+        Pin(u8, u8),
+        Expire(usize),
+        Timeout(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0u8..12, 0u8..4).prop_map(|(c, b)| Step::Lookup(c, b)),
+            4 => (0u8..12, 0u8..4).prop_map(|(c, b)| Step::Pin(c, b)),
+            1 => (0usize..4).prop_map(Step::Expire),
+            1 => (1u64..15).prop_map(Step::Timeout),
+        ]
+    }
+
+    /// Client -> backend, last use; oldest first where a choice is made.
+    #[derive(Default)]
+    struct Naive {
+        pins: BTreeMap<IpAddr, (SocketAddr, u64, u64)>,
+        uses: u64,
+    }
+
+    impl Naive {
+        fn put(&mut self, client: IpAddr, backend: SocketAddr, now: u64) {
+            self.uses += 1;
+            self.pins.insert(client, (backend, now, self.uses));
+        }
+
+        fn expire(&mut self, now: u64, timeout: u64, budget: usize) -> usize {
+            let mut over: Vec<_> = self.pins.iter().map(|(c, p)| (p.2, p.1, *c)).collect();
+            over.sort_unstable();
+            over.truncate(budget);
+            over.retain(|&(_, used, _)| now - used >= timeout);
+            for (_, _, client) in &over {
+                self.pins.remove(client);
+            }
+            over.len()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn is_the_naive_map(
+            steps in proptest::collection::vec((step(), 0u64..4), 0..200),
+            capacity in 0usize..8,
+        ) {
+            let mut pins = pins(capacity);
+            let (mut naive, mut now, mut timeout) = (Naive::default(), 0, 10);
+            for (step, elapsed) in steps {
+                now += elapsed;
+                match step {
+                    Step::Lookup(c, dead) => {
+                        let usable = |b: SocketAddr| b != backend(dead);
+                        let pin = naive.pins.remove(&client(c));
+                        let kept = pin.filter(|p| now - p.1 < timeout && usable(p.0)).map(|p| p.0);
+                        if let Some(b) = kept {
+                            naive.put(client(c), b, now);
+                        }
+                        prop_assert_eq!(pins.lookup(client(c), at(now), usable), kept);
+                    }
+                    Step::Pin(c, b) => {
+                        let known = naive.pins.contains_key(&client(c));
+                        let room = naive.pins.len() < capacity
+                            || known
+                            || naive.expire(now, timeout, 1) > 0;
+                        if room {
+                            naive.put(client(c), backend(b), now);
+                        }
+                        prop_assert_eq!(pins.pin(client(c), backend(b), at(now)).is_ok(), room);
+                    }
+                    Step::Expire(budget) => {
+                        let expected = naive.expire(now, timeout, budget);
+                        prop_assert_eq!(pins.expire(at(now), budget), expected);
+                    }
+                    Step::Timeout(seconds) => {
+                        timeout = seconds;
+                        pins.set_timeout(Duration::from_secs(seconds));
+                    }
+                }
+                prop_assert_eq!(pins.len(), naive.pins.len());
+                prop_assert!(pins.pins.len() <= capacity);
+                let first = naive.pins.values().map(|p| (p.2, p.1)).min();
+                prop_assert_eq!(pins.next_expiry(), first.map(|(_, used)| at(used + timeout)));
+            }
+        }
+    }
+}

@@ -11,7 +11,10 @@ use support::traffic::*;
 use support::*;
 
 fn has(lab: &Lab, device: &str, address: &str) -> bool {
-    lab.lb.out("ip", &["-o", "addr", "show", "dev", device]).split_whitespace().any(|w| w.split('/').next() == Some(address))
+    lab.lb
+        .out("ip", &["-o", "addr", "show", "dev", device])
+        .split_whitespace()
+        .any(|w| w.split('/').next() == Some(address))
 }
 
 #[test]
@@ -20,33 +23,74 @@ fn an_address_is_added_to_the_link_of_its_subnet_and_removed_when_given_up() {
         return;
     }
     let lab = Lab::new();
-    let weir = Weir::prepare().pools().args(["--pool", "198.51.100.0/28"]).launch(&lab.lb);
+    let weir = Weir::prepare()
+        .pools()
+        .args(["--pool", "198.51.100.0/28"])
+        .launch(&lab.lb);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
     let on_link = service("link").tcp(80).endpoints([pod_v4(0)], 80);
     let vip = weir.serve(&on_link)[0];
-    assert!(has(&lab, "front", &vip.to_string()), "its subnet is on that link");
-    assert_eq!(lab.client.run(move || ask(SocketAddr::new(vip, 80))).unwrap(), "pod");
-    let routed = service("routed").tcp(80).endpoints([pod_v4(0)], 80).annotation("weir.dev/load-balancer-ips", "198.51.100.3");
+    assert!(
+        has(&lab, "front", &vip.to_string()),
+        "its subnet is on that link"
+    );
+    assert_eq!(
+        lab.client
+            .run(move || ask(SocketAddr::new(vip, 80)))
+            .unwrap(),
+        "pod"
+    );
+    let routed = service("routed")
+        .tcp(80)
+        .endpoints([pod_v4(0)], 80)
+        .annotation("weir.dev/load-balancer-ips", "198.51.100.3");
     weir.serve(&routed);
     assert!(has(&lab, "lo", "198.51.100.3"), "no link has its subnet");
-    lab.client.ip(&["route", "add", "198.51.100.0/28", "via", "10.1.0.1"]);
-    assert_eq!(lab.client.run(|| ask("198.51.100.3:80".parse().unwrap())).unwrap(), "pod");
-    let v6 = service("six").spec("ipFamilies: [IPv6]").tcp(80).endpoints([pod_v4(0)], 80);
+    lab.client
+        .ip(&["route", "add", "198.51.100.0/28", "via", "10.1.0.1"]);
+    assert_eq!(
+        lab.client
+            .run(|| ask("198.51.100.3:80".parse().unwrap()))
+            .unwrap(),
+        "pod"
+    );
+    let v6 = service("six")
+        .spec("ipFamilies: [IPv6]")
+        .tcp(80)
+        .endpoints([pod_v4(0)], 80);
     let vip6 = weir.serve(&v6)[0];
     assert!(has(&lab, "front", &vip6.to_string()));
-    let flags = lab.lb.out("ip", &["-o", "-6", "addr", "show", "dev", "front"]);
-    let line = flags.lines().find(|l| l.contains(&vip6.to_string())).unwrap();
-    assert!(line.contains("nodad") && !line.contains("tentative"), "{line}");
+    let flags = lab
+        .lb
+        .out("ip", &["-o", "-6", "addr", "show", "dev", "front"]);
+    let line = flags
+        .lines()
+        .find(|l| l.contains(&vip6.to_string()))
+        .unwrap();
+    assert!(
+        line.contains("nodad") && !line.contains("tentative"),
+        "{line}"
+    );
     // A v6 client on the same link finds it by neighbour discovery.
-    assert_eq!(lab.client.run(move || ask(SocketAddr::new(vip6, 80))).unwrap(), "pod");
+    assert_eq!(
+        lab.client
+            .run(move || ask(SocketAddr::new(vip6, 80)))
+            .unwrap(),
+        "pod"
+    );
 
     for svc in [&on_link, &routed, &v6] {
         weir.remove(svc);
     }
     eventually("all are removed", SOON, || {
-        !has(&lab, "front", &vip.to_string()) && !has(&lab, "lo", "198.51.100.3") && !has(&lab, "front", &vip6.to_string())
+        !has(&lab, "front", &vip.to_string())
+            && !has(&lab, "lo", "198.51.100.3")
+            && !has(&lab, "front", &vip6.to_string())
     });
-    assert!(has(&lab, "front", "10.1.0.1"), "what Weir did not add it never removes");
+    assert!(
+        has(&lab, "front", "10.1.0.1"),
+        "what Weir did not add it never removes"
+    );
 }
 
 #[test]
@@ -58,7 +102,10 @@ fn an_address_that_is_there_is_used_as_it_is_and_stays() {
     lab.lb.ip(&["addr", "add", "10.1.0.64/32", "dev", "front"]);
     let weir = Weir::start(&lab);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
-    let svc = service("there").tcp(80).endpoints([pod_v4(0)], 80).annotation("weir.dev/load-balancer-ips", "10.1.0.64");
+    let svc = service("there")
+        .tcp(80)
+        .endpoints([pod_v4(0)], 80)
+        .annotation("weir.dev/load-balancer-ips", "10.1.0.64");
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
     assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "pod");
     weir.remove(&svc);
@@ -80,17 +127,27 @@ fn what_a_killed_process_left_is_taken_over_or_cleaned() {
     let (stays_at, goes_at) = (weir.serve(&stays)[0], weir.serve(&goes)[0]);
     let manifest = weir.manifests().join("default.goes.yaml");
     let start = weir.kill();
-    assert!(has(&lab, "front", &stays_at.to_string()) && has(&lab, "front", &goes_at.to_string()), "a killed process leaves them");
+    assert!(
+        has(&lab, "front", &stays_at.to_string()) && has(&lab, "front", &goes_at.to_string()),
+        "a killed process leaves them"
+    );
     std::fs::remove_file(manifest).unwrap();
     let weir = start.pools().launch(&lab.lb);
     weir.wait_state(&stays, "serving");
-    eventually("the other is cleaned", SOON, || !has(&lab, "front", &goes_at.to_string()));
+    eventually("the other is cleaned", SOON, || {
+        !has(&lab, "front", &goes_at.to_string())
+    });
     assert!(has(&lab, "front", &stays_at.to_string()));
     // Somebody removes it by hand: it comes back.
-    lab.lb.ip(&["addr", "del", &format!("{stays_at}/32"), "dev", "front"]);
-    eventually("it is repaired", SOON, || has(&lab, "front", &stays_at.to_string()));
+    lab.lb
+        .ip(&["addr", "del", &format!("{stays_at}/32"), "dev", "front"]);
+    eventually("it is repaired", SOON, || {
+        has(&lab, "front", &stays_at.to_string())
+    });
     weir.stop();
-    eventually("a stop removes what was added", SOON, || !has(&lab, "front", &stays_at.to_string()));
+    eventually("a stop removes what was added", SOON, || {
+        !has(&lab, "front", &stays_at.to_string())
+    });
 }
 
 #[test]
@@ -104,16 +161,33 @@ fn without_the_privilege_it_says_so_and_addresses_already_there_work() {
     let start = Weir::prepare().pools();
     std::os::unix::fs::chown(start.dir.path(), Some(65534), Some(65534)).unwrap();
     let weir = start
-        .wrap(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all,+net_bind_service", "--ambient-caps=-all,+net_bind_service", "--bounding-set=-all,+net_bind_service"])
+        .wrap([
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all,+net_bind_service",
+            "--ambient-caps=-all,+net_bind_service",
+            "--bounding-set=-all,+net_bind_service",
+        ])
         .launch(&lab.lb);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
-    let there = service("there").tcp(80).endpoints([pod_v4(0)], 80).annotation("weir.dev/load-balancer-ips", "10.1.0.64");
+    let there = service("there")
+        .tcp(80)
+        .endpoints([pod_v4(0)], 80)
+        .annotation("weir.dev/load-balancer-ips", "10.1.0.64");
     let vip = SocketAddr::new(weir.serve(&there)[0], 80);
     assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "pod");
-    let missing = service("missing").tcp(80).endpoints([pod_v4(0)], 80).annotation("weir.dev/load-balancer-ips", "10.1.0.65");
+    let missing = service("missing")
+        .tcp(80)
+        .endpoints([pod_v4(0)], 80)
+        .annotation("weir.dev/load-balancer-ips", "10.1.0.65");
     weir.apply(&missing);
     let message = weir.wait_reason(&missing, "AddressNotAdded");
-    assert!(message.contains("CAP_NET_ADMIN") && message.contains("ip addr add"), "{message}");
+    assert!(
+        message.contains("CAP_NET_ADMIN") && message.contains("ip addr add"),
+        "{message}"
+    );
     weir.wait_state(&missing, "pending");
     // Added by hand, it is served without a restart.
     lab.lb.ip(&["addr", "add", "10.1.0.65/32", "dev", "front"]);
@@ -128,21 +202,39 @@ fn node_port_services_are_fronted_on_request() {
         return;
     }
     let lab = Lab::new();
-    let _pods: Vec<_> = (0..2).map(|n| TcpPod::named(&lab.server, pod_v4(n), 8080, &n.to_string())).collect();
+    let _pods: Vec<_> = (0..2)
+        .map(|n| TcpPod::named(&lab.server, pod_v4(n), 8080, &n.to_string()))
+        .collect();
     let svc = {
-        let mut svc = service("np").kind("NodePort").tcp(80).endpoints([pod_v4(0), pod_v4(1)], 8080);
+        let mut svc = service("np")
+            .kind("NodePort")
+            .tcp(80)
+            .endpoints([pod_v4(0), pod_v4(1)], 8080);
         svc.ports.clear();
-        svc.spec("ports: [{name: tcp80, protocol: TCP, port: 80, targetPort: 8080, nodePort: 30080}]")
+        svc.spec(
+            "ports: [{name: tcp80, protocol: TCP, port: 80, targetPort: 8080, nodePort: 30080}]",
+        )
     };
     let weir = Weir::start(&lab);
     weir.apply(&svc);
     let message = weir.wait_reason(&svc, "NotALoadBalancer");
     assert!(message.contains("--node-port-address"), "{message}");
-    let weir = weir.stop().pools().args(["--node-port-address", "10.1.0.1", "--node-port-address", "fd01::1"]).launch(&lab.lb);
+    let weir = weir
+        .stop()
+        .pools()
+        .args([
+            "--node-port-address",
+            "10.1.0.1",
+            "--node-port-address",
+            "fd01::1",
+        ])
+        .launch(&lab.lb);
     weir.wait_state(&svc, "serving");
     for to in ["10.1.0.1:30080", "[fd01::1]:30080"] {
         let to: SocketAddr = to.parse().unwrap();
-        let names: std::collections::BTreeSet<String> = lab.client.run(move || (0..40).map(|_| ask(to).unwrap()).collect());
+        let names: std::collections::BTreeSet<String> = lab
+            .client
+            .run(move || (0..40).map(|_| ask(to).unwrap()).collect());
         assert_eq!(names.len(), 2, "{to}: {names:?}");
     }
 }

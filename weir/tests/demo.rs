@@ -9,11 +9,25 @@ fn the_demo_rolls_backends_and_loses_nothing() {
     command.args(["demo", "--seconds", "8"]);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("lost: 0") && text.contains("Nothing was lost."), "{text}");
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        text.contains("lost: 0") && text.contains("Nothing was lost."),
+        "{text}"
+    );
     let replaced: u32 = text
         .lines()
-        .filter_map(|line| line.split(" replaced").next()?.rsplit(' ').next()?.parse().ok())
+        .filter_map(|line| {
+            line.split(" replaced")
+                .next()?
+                .rsplit(' ')
+                .next()?
+                .parse()
+                .ok()
+        })
         .max()
         .unwrap();
     assert!(replaced >= 3, "backends were rolled: {text}");
@@ -26,10 +40,20 @@ fn the_demo_needs_no_privilege() {
         return;
     }
     let output = Command::new("setpriv")
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "--inh-caps=-all",
+            "--bounding-set=-all",
+        ])
         .args([env!("CARGO_BIN_EXE_weir"), "demo", "--seconds", "2"])
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

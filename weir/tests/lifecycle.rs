@@ -21,16 +21,26 @@ fn sigterm_drains_and_a_second_one_ends() {
     let lab = Lab::new();
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
     let svc = service("drained").tcp(80).endpoints([pod_v4(0)], 80);
-    let talk = |stream: &mut std::net::TcpStream| stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0]));
+    let talk = |stream: &mut std::net::TcpStream| {
+        stream
+            .write_all(b"x")
+            .and_then(|()| stream.read_exact(&mut [0]))
+    };
 
     // A client that finishes in time is not cut, new ones are refused meanwhile.
-    let mut weir = Weir::prepare().pools().args(["--drain-timeout", "20s"]).with(&svc).launch(&lab.lb);
+    let mut weir = Weir::prepare()
+        .pools()
+        .args(["--drain-timeout", "20s"])
+        .with(&svc)
+        .launch(&lab.lb);
     weir.wait_state(&svc, "serving");
     let vip = SocketAddr::new(weir.addresses(&svc)[0], 80);
     let mut live = connect(&lab.client, vip).unwrap();
     read_name(&mut live).unwrap();
     weir.signal(Signal::TERM);
-    eventually("new connections are refused", SOON, || connect(&lab.client, vip).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused));
+    eventually("new connections are refused", SOON, || {
+        connect(&lab.client, vip).is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+    });
     assert_eq!(weir.get("/readyz").0, 503, "not ready while it drains");
     talk(&mut live).expect("a live connection goes on");
     assert!(weir.try_exit().is_none());
@@ -39,17 +49,33 @@ fn sigterm_drains_and_a_second_one_ends() {
     assert_eq!(status.code(), Some(0), "{}", weir.log());
 
     // The deadline holds.
-    let mut weir = weir.kill().pools().args(["--drain-timeout", "500ms"]).launch(&lab.lb);
+    let mut weir = weir
+        .kill()
+        .pools()
+        .args(["--drain-timeout", "500ms"])
+        .launch(&lab.lb);
     let mut stays = connect(&lab.client, vip).unwrap();
     read_name(&mut stays).unwrap();
     let begun = Instant::now();
     weir.signal(Signal::TERM);
     weir.wait_exit(SOON);
-    assert!(begun.elapsed() >= Duration::from_millis(400) && begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    assert_eq!(receive_all(&mut stays).2.unwrap_err().kind(), ErrorKind::ConnectionReset, "cut, and not by a clean FIN");
+    assert!(
+        begun.elapsed() >= Duration::from_millis(400) && begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(
+        receive_all(&mut stays).2.unwrap_err().kind(),
+        ErrorKind::ConnectionReset,
+        "cut, and not by a clean FIN"
+    );
 
     // The second signal ends it now.
-    let mut weir = weir.kill().pools().args(["--drain-timeout", "1h"]).launch(&lab.lb);
+    let mut weir = weir
+        .kill()
+        .pools()
+        .args(["--drain-timeout", "1h"])
+        .launch(&lab.lb);
     let mut stays = connect(&lab.client, vip).unwrap();
     read_name(&mut stays).unwrap();
     weir.signal(Signal::TERM);
@@ -87,7 +113,11 @@ fn the_admin_interface_shows_every_service_and_what_is_ready() {
     let lab = Lab::new();
     let weir = Weir::prepare().pools().launch(&lab.lb);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
-    let served = service("served").dual_stack().tcp(80).udp(53).endpoints([pod_v4(0)], 80);
+    let served = service("served")
+        .dual_stack()
+        .tcp(80)
+        .udp(53)
+        .endpoints([pod_v4(0)], 80);
     let refused = service("internal").kind("ClusterIP").tcp(80);
     weir.serve(&served);
     weir.apply(&refused);
@@ -96,32 +126,52 @@ fn the_admin_interface_shows_every_service_and_what_is_ready() {
     assert_eq!(entry["addresses"].as_array().unwrap().len(), 2, "{entry:#}");
     assert_eq!(entry["ports"].as_array().unwrap().len(), 2, "{entry:#}");
     assert_eq!(entry["endpoints"]["ready"], 1, "{entry:#}");
-    assert!(entry["reasons"].to_string().contains("CrossFamily"), "the v6 VIP has only v4 endpoints: {entry:#}");
+    assert!(
+        entry["reasons"].to_string().contains("CrossFamily"),
+        "the v6 VIP has only v4 endpoints: {entry:#}"
+    );
     let (status, body) = weir.get("/readyz?verbose");
     assert_eq!(status, 200, "{body}");
     assert!(body.contains("epoll"), "which engine runs is said: {body}");
     assert_eq!(weir.get("/livez").0, 200);
     let (status, body) = weir.get("/nowhere");
     assert_eq!(status, 404);
-    assert!(body.contains("\"code\"") && body.contains("\"hint\""), "{body}");
+    assert!(
+        body.contains("\"code\"") && body.contains("\"hint\""),
+        "{body}"
+    );
     assert_eq!(weir.request("DELETE", "/api/v1/services").0, 405);
     // Metrics are what Prometheus reads, and they move.
-    let vip = SocketAddr::new(weir.addresses(&served).into_iter().find(|a| a.is_ipv4()).unwrap(), 80);
-    lab.client.run(move || (0..7).for_each(|_| drop(ask(vip).unwrap())));
+    let vip = SocketAddr::new(
+        weir.addresses(&served)
+            .into_iter()
+            .find(|a| a.is_ipv4())
+            .unwrap(),
+        80,
+    );
+    lab.client
+        .run(move || (0..7).for_each(|_| drop(ask(vip).unwrap())));
     eventually("seven connections are counted", SOON, || {
-        weir.metric("weir_connections_closed_total", &["namespace=\"default\"", "service=\"served\""]) == 7.0
+        weir.metric(
+            "weir_connections_closed_total",
+            &["namespace=\"default\"", "service=\"served\""],
+        ) == 7.0
     });
     assert!(weir.metric("weir_bytes_total", &["service=\"served\""]) > 0.0);
     let (_, text) = weir.get("/metrics");
     for line in text.lines() {
-        assert!(line.starts_with("# ") || line.starts_with("weir_"), "{line}");
+        assert!(
+            line.starts_with("# ") || line.starts_with("weir_"),
+            "{line}"
+        );
     }
     // A slow or silent admin client disturbs neither the admin interface nor traffic.
     let slow: Vec<_> = (0..50).map(|_| weir.admin_stream().unwrap()).collect();
     for mut stream in &slow {
         stream.write_all(b"GET /livez HTTP/1.1\r\nHost: l").unwrap();
     }
-    lab.client.run(move || (0..20).for_each(|_| drop(ask(vip).unwrap())));
+    lab.client
+        .run(move || (0..20).for_each(|_| drop(ask(vip).unwrap())));
     drop(slow);
     assert_eq!(weir.get("/livez").0, 200);
 }

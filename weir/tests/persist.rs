@@ -17,7 +17,10 @@ use support::*;
 fn ten(weir: &Weir) -> Vec<(Service, Vec<IpAddr>)> {
     (0..10)
         .map(|n| {
-            let svc = service(&format!("s{n}")).created(&format!("20{:02}-01-01T00:00:00Z", 30 - n)).tcp(80).endpoints([pod_v4(0)], 80);
+            let svc = service(&format!("s{n}"))
+                .created(&format!("20{:02}-01-01T00:00:00Z", 30 - n))
+                .tcp(80)
+                .endpoints([pod_v4(0)], 80);
             let addresses = weir.serve(&svc);
             (svc, addresses)
         })
@@ -37,7 +40,12 @@ fn records(weir_state: &std::path::Path) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(weir_state)
         .unwrap()
         .map(|e| e.unwrap().path())
-        .filter(|p| p.file_name().unwrap().to_string_lossy().starts_with("addresses"))
+        .filter(|p| {
+            p.file_name()
+                .unwrap()
+                .to_string_lossy()
+                .starts_with("addresses")
+        })
         .collect();
     files.sort();
     files
@@ -53,7 +61,9 @@ fn p1_a_kill_at_any_moment_loses_no_address() {
     let all = ten(&weir);
     for round in 0..6_u64 {
         // Changes in flight while it is killed.
-        let extra = service("extra").tcp(81 + round as u16).endpoints([pod_v4(0)], 80);
+        let extra = service("extra")
+            .tcp(81 + round as u16)
+            .endpoints([pod_v4(0)], 80);
         weir.apply(&extra);
         std::thread::sleep(Duration::from_millis(round * 13));
         weir = weir.kill().pools().launch(&lab.lb);
@@ -75,17 +85,34 @@ fn p3_a_disk_that_takes_nothing_is_reported_and_forwarding_goes_on() {
     let copy = start.dir.path().join("copy");
     std::fs::rename(&state, &copy).unwrap();
     std::fs::create_dir(&state).unwrap();
-    let sh = |script: &str| assert!(std::process::Command::new("sh").args(["-ec", script]).status().unwrap().success(), "{script}");
+    let sh = |script: &str| {
+        assert!(
+            std::process::Command::new("sh")
+                .args(["-ec", script])
+                .status()
+                .unwrap()
+                .success(),
+            "{script}"
+        )
+    };
     let (s, c) = (state.display(), copy.display());
-    sh(&format!("mount -t tmpfs -o size=64k tmpfs {s}; cp -a {c}/. {s}/; head -c 1000000 /dev/zero > {s}/filler 2>/dev/null || true"));
+    sh(&format!(
+        "mount -t tmpfs -o size=64k tmpfs {s}; cp -a {c}/. {s}/; head -c 1000000 /dev/zero > {s}/filler 2>/dev/null || true"
+    ));
     let weir = start.pools().launch(&lab.lb);
     same(&weir, &all);
     let new = service("new").tcp(80).endpoints([pod_v4(0)], 80);
     weir.serve(&new);
-    eventually("the failure is said", SOON, || weir.get("/readyz?verbose").1.contains("state"));
+    eventually("the failure is said", SOON, || {
+        weir.get("/readyz?verbose").1.contains("state")
+    });
     // Space again: written by itself.
     sh(&format!("rm {s}/filler"));
-    eventually("it is written", Duration::from_secs(15), || records(&weir.state_dir()).iter().any(|f| std::fs::read_to_string(f).unwrap().contains("\"new\"")));
+    eventually("it is written", Duration::from_secs(15), || {
+        records(&weir.state_dir())
+            .iter()
+            .any(|f| std::fs::read_to_string(f).unwrap().contains("\"new\""))
+    });
     let address = weir.addresses(&new);
     let start = weir.kill();
     let weir = start.pools().launch(&lab.lb);
@@ -120,7 +147,10 @@ fn p4_a_damaged_record_is_set_aside_and_the_one_before_is_used() {
         weir = start.pools().launch(&lab.lb);
         same(&weir, &all);
         let said = weir.get("/readyz?verbose").1 + &weir.log();
-        assert!(said.contains("quarantine") || said.contains("set aside") || said.contains("damaged"), "{damage}: {said}");
+        assert!(
+            said.contains("quarantine") || said.contains("set aside") || said.contains("damaged"),
+            "{damage}: {said}"
+        );
     }
     // Both generations damaged: the start goes on all the same, and every Service is served.
     let start = weir.stop();

@@ -19,34 +19,59 @@ fn r1_running_out_of_descriptors_sheds_the_newest_and_recovers_at_once() {
         return;
     }
     let lab = Lab::new();
-    let weir = Weir::prepare().pools().args(["--workers", "1"]).wrap(["prlimit", "--nofile=256:256"]).launch(&lab.lb);
+    let weir = Weir::prepare()
+        .pools()
+        .args(["--workers", "1"])
+        .wrap(["prlimit", "--nofile=256:256"])
+        .launch(&lab.lb);
     let _pod = TcpPod::echo(&lab.server, pod_v4(0), 80);
     let svc = service("few").tcp(80).endpoints([pod_v4(0)], 80);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
-    let talk = |stream: &mut TcpStream| stream.write_all(b"x").and_then(|()| stream.read_exact(&mut [0]));
+    let talk = |stream: &mut TcpStream| {
+        stream
+            .write_all(b"x")
+            .and_then(|()| stream.read_exact(&mut [0]))
+    };
     let mut alive = connect(&lab.client, vip).unwrap();
     talk(&mut alive).unwrap();
 
     // Far more than fit: 256 descriptors are about 120 connections.
-    let mut held: Vec<TcpStream> = lab.client.run(move || (0..400).filter_map(|_| dial(vip).ok()).collect());
+    let mut held: Vec<TcpStream> = lab
+        .client
+        .run(move || (0..400).filter_map(|_| dial(vip).ok()).collect());
     std::thread::sleep(Duration::from_millis(300));
     let served = held.iter_mut().filter_map(|s| talk(s).ok()).count();
-    assert!((50..128).contains(&served), "{served} of 400 are served with 256 descriptors");
+    assert!(
+        (50..128).contains(&served),
+        "{served} of 400 are served with 256 descriptors"
+    );
     talk(&mut alive).expect("an established connection is safe");
-    let shed = weir.metric("weir_connections_closed_total", &["reason=\"descriptor_limit\""]);
+    let shed = weir.metric(
+        "weir_connections_closed_total",
+        &["reason=\"descriptor_limit\""],
+    );
     assert!(shed >= 200.0, "sheds are counted: {shed}");
 
     // No spin while it lasts.
     let cpu = weir.cpu();
     std::thread::sleep(Duration::from_secs(1));
     let spent = weir.cpu() - cpu;
-    assert!(spent < Duration::from_millis(50), "{spent:?} of CPU in a second at the limit");
-    assert_eq!(weir.get("/livez").0, 200, "the admin interface has descriptors of its own");
+    assert!(
+        spent < Duration::from_millis(50),
+        "{spent:?} of CPU in a second at the limit"
+    );
+    assert_eq!(
+        weir.get("/livez").0,
+        200,
+        "the admin interface has descriptors of its own"
+    );
 
     // The first free descriptor is used.
     drop(held);
     let begun = Instant::now();
-    eventually("new connections are served", Duration::from_secs(1), || connect(&lab.client, vip).is_ok_and(|mut s| talk(&mut s).is_ok()));
+    eventually("new connections are served", Duration::from_secs(1), || {
+        connect(&lab.client, vip).is_ok_and(|mut s| talk(&mut s).is_ok())
+    });
     let took = begun.elapsed();
     println!("served again {took:?} after descriptors were free");
     assert!(took < Duration::from_millis(100), "{took:?}");
@@ -59,20 +84,44 @@ fn r1_frontends_that_do_not_fit_say_so_and_the_oldest_are_served() {
         return;
     }
     let lab = Lab::new();
-    let mut start = Weir::prepare().args(["--pool", "10.1.16.0/20", "--workers", "1"]).wrap(["prlimit", "--nofile=200:200"]);
-    let all: Vec<_> = (0..300).map(|n| service(&format!("s{n:03}")).created(&format!("2020-01-01T00:{:02}:{:02}Z", n / 60, n % 60)).tcp(80).endpoints([pod_v4(0)], 80)).collect();
+    let mut start = Weir::prepare()
+        .args(["--pool", "10.1.16.0/20", "--workers", "1"])
+        .wrap(["prlimit", "--nofile=200:200"]);
+    let all: Vec<_> = (0..300)
+        .map(|n| {
+            service(&format!("s{n:03}"))
+                .created(&format!("2020-01-01T00:{:02}:{:02}Z", n / 60, n % 60))
+                .tcp(80)
+                .endpoints([pod_v4(0)], 80)
+        })
+        .collect();
     for svc in &all {
         start = start.with(svc);
     }
     let weir = start.spawn(&lab.lb);
-    eventually("the last one has its reason", Duration::from_secs(10), || {
-        std::fs::metadata(weir.state_dir()).is_ok() && weir_reasons(&weir, &all[299]).contains("DescriptorLimit")
-    });
-    let serving: Vec<bool> = all.iter().map(|s| weir.service(s).unwrap()["state"] == "serving").collect();
+    eventually(
+        "the last one has its reason",
+        Duration::from_secs(10),
+        || {
+            std::fs::metadata(weir.state_dir()).is_ok()
+                && weir_reasons(&weir, &all[299]).contains("DescriptorLimit")
+        },
+    );
+    let serving: Vec<bool> = all
+        .iter()
+        .map(|s| weir.service(s).unwrap()["state"] == "serving")
+        .collect();
     let count = serving.iter().filter(|s| **s).count();
-    assert!((20..160).contains(&count), "{count} of 300 fit into 200 descriptors");
+    assert!(
+        (20..160).contains(&count),
+        "{count} of 300 fit into 200 descriptors"
+    );
     assert!(serving[..count].iter().all(|s| *s), "the oldest come first");
-    assert_ne!(weir.get("/readyz").0, 200, "not everything published is listening");
+    assert_ne!(
+        weir.get("/readyz").0,
+        200,
+        "not everything published is listening"
+    );
     // One goes: the next in age takes its place.
     assert!(!serving[count]);
     weir.remove(&all[0]);
@@ -83,7 +132,9 @@ fn weir_reasons(weir: &Weir, svc: &support::manifest::Service) -> String {
     if !weir.admin_answers() {
         return String::new();
     }
-    weir.service(svc).map(|s| s["reasons"].to_string()).unwrap_or_default()
+    weir.service(svc)
+        .map(|s| s["reasons"].to_string())
+        .unwrap_or_default()
 }
 
 #[test]
@@ -94,9 +145,15 @@ fn r10_a_worker_that_panics_ends_the_process() {
     let lab = Lab::new();
     let svc = service("panic").tcp(80).endpoints([pod_v4(0)], 80);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
-    let mut weir = Weir::prepare().pools().with(&svc).env("WEIR_FAILPOINT", "worker-panic-on-accept-3").launch(&lab.lb);
+    let mut weir = Weir::prepare()
+        .pools()
+        .with(&svc)
+        .env("WEIR_FAILPOINT", "worker-panic-on-accept-3")
+        .launch(&lab.lb);
     let vip = SocketAddr::new(weir.addresses(&svc)[0], 80);
-    let answered = lab.client.run(move || (0..3).map(|_| ask(vip).is_ok()).collect::<Vec<_>>());
+    let answered = lab
+        .client
+        .run(move || (0..3).map(|_| ask(vip).is_ok()).collect::<Vec<_>>());
     let status = weir.wait_exit(SOON);
     assert!(!status.success(), "{status}; answered {answered:?}");
     assert!(weir.log().contains("panic"), "{}", weir.log());
@@ -114,19 +171,25 @@ fn r10_a_control_plane_that_panics_never_stops_forwarding() {
     }
     let lab = Lab::new();
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
-    let weir = Weir::prepare().pools().env("WEIR_FAILPOINT", "control-panic-on-trigger").launch(&lab.lb);
+    let weir = Weir::prepare()
+        .pools()
+        .env("WEIR_FAILPOINT", "control-panic-on-trigger")
+        .launch(&lab.lb);
     let svc = service("calm").tcp(80).endpoints([pod_v4(0)], 80);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
     let load = Load::start(&lab.client, 4, 200, move || ask(vip).map(drop));
     // A Service of this name makes the control task panic, as a bug of ours would.
     let trigger = service("panic-trigger").tcp(81).endpoints([pod_v4(0)], 80);
     weir.apply(&trigger);
-    eventually("it panicked and says so", SOON, || weir.log().contains("panic"));
+    eventually("it panicked and says so", SOON, || {
+        weir.log().contains("panic")
+    });
     weir.remove(&trigger);
     let later = service("later").tcp(80).endpoints([pod_v4(0)], 80);
     weir.apply(&later);
     eventually("the control task is back", Duration::from_secs(10), || {
-        weir.service(&later).is_some_and(|s| s["state"] == "serving")
+        weir.service(&later)
+            .is_some_and(|s| s["state"] == "serving")
     });
     assert_eq!(weir.addresses(&svc), [vip.ip()]);
     let (ok, errors) = load.finish();
@@ -141,7 +204,11 @@ fn r12_a_blocked_log_delays_nothing() {
     let lab = Lab::new();
     // Standard error is a pipe that nobody reads.
     let (reader, writer) = std::io::pipe().unwrap();
-    let weir = Weir::prepare().pools().env("RUST_LOG", "trace").stderr(Stdio::from(writer)).launch(&lab.lb);
+    let weir = Weir::prepare()
+        .pools()
+        .env("RUST_LOG", "trace")
+        .stderr(Stdio::from(writer))
+        .launch(&lab.lb);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
     let svc = service("logged").tcp(80).endpoints([pod_v4(0)], 80);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
@@ -150,7 +217,13 @@ fn r12_a_blocked_log_delays_nothing() {
     let mut worst = Duration::ZERO;
     for round in 0..1500_u16 {
         let name = format!("noise-{}-{}", "x".repeat(60), round % 7);
-        weir.apply(&support::manifest::Service { name, ..noise.clone() }.endpoints([pod_v4(round % 30)], 80));
+        weir.apply(
+            &support::manifest::Service {
+                name,
+                ..noise.clone()
+            }
+            .endpoints([pod_v4(round % 30)], 80),
+        );
         if round % 100 == 0 {
             let begun = Instant::now();
             assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "pod");
@@ -161,7 +234,9 @@ fn r12_a_blocked_log_delays_nothing() {
             std::thread::sleep(Duration::from_millis(60));
         }
     }
-    eventually("lines are dropped and counted", SOON, || weir.metric("weir_log_lines_dropped_total", &[]) > 0.0);
+    eventually("lines are dropped and counted", SOON, || {
+        weir.metric("weir_log_lines_dropped_total", &[]) > 0.0
+    });
     assert!(worst < Duration::from_millis(500), "{worst:?}");
     let last = service("last").tcp(80).endpoints([pod_v4(0)], 80);
     weir.serve(&last);

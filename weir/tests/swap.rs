@@ -20,10 +20,18 @@ fn rolling_all_endpoints_under_load_loses_nothing() {
     }
     let lab = Lab::new();
     let weir = Weir::start(&lab);
-    let rounds = if std::env::var_os("WEIR_SOAK").is_some() { 50 } else { 8 };
+    let rounds = if std::env::var_os("WEIR_SOAK").is_some() {
+        50
+    } else {
+        8
+    };
     let (size, all) = (4_u16, 8_u16);
-    let pods: Vec<TcpPod> = (0..all).map(|n| TcpPod::named(&lab.server, pod_v4(n), 80, &n.to_string())).collect();
-    let mut svc = service("rolled").tcp(80).endpoints((0..size).map(pod_v4), 80);
+    let pods: Vec<TcpPod> = (0..all)
+        .map(|n| TcpPod::named(&lab.server, pod_v4(n), 80, &n.to_string()))
+        .collect();
+    let mut svc = service("rolled")
+        .tcp(80)
+        .endpoints((0..size).map(pod_v4), 80);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
 
     // 100 long-lived connections that talk all the while, 200 new ones a second.
@@ -54,9 +62,15 @@ fn rolling_all_endpoints_under_load_loses_nothing() {
             let old = (round * size + step) % all;
             let new = (old + size) % all;
             let old = pod_v4(old).to_string();
-            let position = svc.slices[0].endpoints.iter().position(|e| e.address == old).unwrap();
+            let position = svc.slices[0]
+                .endpoints
+                .iter()
+                .position(|e| e.address == old)
+                .unwrap();
             svc.slices[0].endpoints[position] = terminating(&old);
-            svc.slices[0].endpoints.push(ready(&pod_v4(new).to_string()));
+            svc.slices[0]
+                .endpoints
+                .push(ready(&pod_v4(new).to_string()));
             weir.apply(&svc);
             std::thread::sleep(Duration::from_millis(40));
             svc.slices[0].endpoints.retain(|e| e.address != old);
@@ -66,11 +80,21 @@ fn rolling_all_endpoints_under_load_loses_nothing() {
         talk(round as u8).expect("a long-lived connection was cut");
     }
     let (ok, errors) = load.finish();
-    println!("{} endpoint changes under load: {ok} new connections, {} lost", rounds * size * 2, errors.len());
+    println!(
+        "{} endpoint changes under load: {ok} new connections, {} lost",
+        rounds * size * 2,
+        errors.len()
+    );
     assert!(errors.is_empty(), "{} of {}: {errors:?}", errors.len(), ok);
-    assert!(ok > 100 * u64::from(rounds) * u64::from(size) * 80 / 1000 / 2, "the load ran: {ok}");
+    assert!(
+        ok > 100 * u64::from(rounds) * u64::from(size) * 80 / 1000 / 2,
+        "the load ran: {ok}"
+    );
     talk(255).expect("a long-lived connection was cut");
-    assert_eq!(weir.metric("weir_connections_opened_total", &[]) as u64, ok + 100);
+    assert_eq!(
+        weir.metric("weir_connections_opened_total", &[]) as u64,
+        ok + 100
+    );
     drop((live, pods));
 }
 
@@ -81,9 +105,14 @@ fn policy_ports_and_pools_change_under_load_without_loss() {
     }
     let lab = Lab::new();
     let weir = Weir::start(&lab);
-    let _pods: Vec<TcpPod> = (0..4).map(|n| TcpPod::named(&lab.server, pod_v4(n), 80, &n.to_string())).collect();
+    let _pods: Vec<TcpPod> = (0..4)
+        .map(|n| TcpPod::named(&lab.server, pod_v4(n), 80, &n.to_string()))
+        .collect();
     let plain = || service("changed").tcp(80);
-    let vip = SocketAddr::new(weir.serve(&plain().endpoints((0..4).map(pod_v4), 80))[0], 80);
+    let vip = SocketAddr::new(
+        weir.serve(&plain().endpoints((0..4).map(pod_v4), 80))[0],
+        80,
+    );
     let mut live = connect(&lab.client, vip).unwrap();
     read_name(&mut live).unwrap();
     let load = Load::start(&lab.client, 4, 200, move || ask(vip).map(drop));
@@ -95,22 +124,37 @@ fn policy_ports_and_pools_change_under_load_without_loss() {
         plain().tcp(81),
         plain().udp(80),
         plain().annotation("weir.dev/idle-timeout", "10m"),
-        plain().annotation("weir.dev/algorithm", "round-robin").spec("sessionAffinity: ClientIP"),
+        plain()
+            .annotation("weir.dev/algorithm", "round-robin")
+            .spec("sessionAffinity: ClientIP"),
         plain().annotation("weir.dev/algorithm", "random"),
         plain(),
     ];
     for round in 0..60 {
         let count = 1 + (round % 4) as u16;
-        weir.apply(&shapes[round % shapes.len()].clone().endpoints((0..count).map(pod_v4), 80));
+        weir.apply(
+            &shapes[round % shapes.len()]
+                .clone()
+                .endpoints((0..count).map(pod_v4), 80),
+        );
         // Neighbours come and go.
-        let neighbour = service(&format!("neighbour{}", round % 5)).tcp(8080).endpoints([pod_v4(0)], 80);
-        if round % 10 < 5 { weir.apply(&neighbour) } else { weir.remove(&neighbour) }
+        let neighbour = service(&format!("neighbour{}", round % 5))
+            .tcp(8080)
+            .endpoints([pod_v4(0)], 80);
+        if round % 10 < 5 {
+            weir.apply(&neighbour)
+        } else {
+            weir.remove(&neighbour)
+        }
         std::thread::sleep(Duration::from_millis(50));
         live.write_all(b"?").unwrap();
         live.read_exact(&mut [0]).unwrap();
     }
     let (ok, errors) = load.finish();
-    println!("120 changes under load: {ok} new connections, {} lost", errors.len());
+    println!(
+        "120 changes under load: {ok} new connections, {} lost",
+        errors.len()
+    );
     assert!(errors.is_empty(), "{} of {}: {errors:?}", errors.len(), ok);
     assert!(ok > 300, "the load ran: {ok}");
 }
@@ -131,12 +175,17 @@ fn a_changed_file_takes_effect_within_300_ms() {
             let want = if round % 2 == 0 { "a" } else { "b" };
             let begun = Instant::now();
             weir.apply(&svc(round % 2));
-            eventually("new connections see it", SOON, || lab.client.run(move || ask(vip)).unwrap() == want);
+            eventually("new connections see it", SOON, || {
+                lab.client.run(move || ask(vip)).unwrap() == want
+            });
             begun.elapsed()
         })
         .collect();
     times.sort();
-    println!("a changed file was in force after {:?} (median), {:?} (worst of 20)", times[10], times[19]);
+    println!(
+        "a changed file was in force after {:?} (median), {:?} (worst of 20)",
+        times[10], times[19]
+    );
     assert!(times[19] < Duration::from_millis(300), "{times:?}");
 }
 
@@ -147,11 +196,19 @@ fn a_thousand_services_load_in_under_two_seconds() {
     }
     let lab = Lab::new();
     let start = Weir::prepare().args(["--pool", "10.1.16.0/20"]);
-    lab.client.ip(&["route", "add", "10.1.16.0/20", "via", "10.1.0.1"]);
+    lab.client
+        .ip(&["route", "add", "10.1.16.0/20", "via", "10.1.0.1"]);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
     let mut text = String::new();
     for n in 0..1000 {
-        let _ = writeln!(text, "---\n{}", service(&format!("svc{n:04}")).tcp(80).endpoints([pod_v4(0)], 80).yaml());
+        let _ = writeln!(
+            text,
+            "---\n{}",
+            service(&format!("svc{n:04}"))
+                .tcp(80)
+                .endpoints([pod_v4(0)], 80)
+                .yaml()
+        );
     }
     std::fs::write(start.dir.path().join("manifests/all.yaml"), text).unwrap();
     let begun = Instant::now();
@@ -160,12 +217,22 @@ fn a_thousand_services_load_in_under_two_seconds() {
     let services = weir.services();
     assert_eq!(services.len(), 1000);
     let serving = services.iter().filter(|s| s["state"] == "serving").count();
-    assert_eq!(serving, 1000, "ready means that what is published is listening");
+    assert_eq!(
+        serving, 1000,
+        "ready means that what is published is listening"
+    );
     println!("1,000 Services listening {ready:?} after the process began");
     assert!(ready < Duration::from_secs(2), "{ready:?}");
     // The first, the last and one between answer.
     for n in [0, 499, 999] {
-        let address: std::net::IpAddr = services[n]["addresses"][0].as_str().unwrap().parse().unwrap();
-        assert_eq!(lab.client.run(move || ask((address, 80).into())).unwrap(), "pod");
+        let address: std::net::IpAddr = services[n]["addresses"][0]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert_eq!(
+            lab.client.run(move || ask((address, 80).into())).unwrap(),
+            "pod"
+        );
     }
 }

@@ -20,7 +20,11 @@ const MIB: u64 = 1 << 20;
 
 /// A length for `make test`, and the longer one of `make soak`.
 fn long(short: u64, soak: u64) -> u64 {
-    if std::env::var_os("WEIR_SOAK").is_some() { soak } else { short }
+    if std::env::var_os("WEIR_SOAK").is_some() {
+        soak
+    } else {
+        short
+    }
 }
 
 /// The ways a client reaches a server: each VIP family with backends of each family.
@@ -30,9 +34,17 @@ fn families() -> [(bool, bool); 4] {
 
 /// A Service on one VIP family with one pod of the other or the same; the address to dial.
 fn one_pod(weir: &Weir, name: &str, vip_v6: bool, pod_is_v6: bool, port: u16) -> SocketAddr {
-    let family = if vip_v6 { "ipFamilies: [IPv6]" } else { "ipFamilies: [IPv4]" };
+    let family = if vip_v6 {
+        "ipFamilies: [IPv6]"
+    } else {
+        "ipFamilies: [IPv4]"
+    };
     let base = service(name).spec(family).tcp(port);
-    let built = if pod_is_v6 { base.endpoints([pod_v6(0)], port) } else { base.endpoints([pod_v4(0)], port) };
+    let built = if pod_is_v6 {
+        base.endpoints([pod_v6(0)], port)
+    } else {
+        base.endpoints([pod_v4(0)], port)
+    };
     SocketAddr::new(weir.serve(&built)[0], port)
 }
 
@@ -45,7 +57,11 @@ fn t1_half_close_either_way_keeps_the_other_direction() {
     let weir = Weir::start(&lab);
     for (n, (vip, pod)) in families().into_iter().enumerate() {
         let port = 9000 + n as u16;
-        let address = if pod { pod_v6(0).into() } else { std::net::IpAddr::from(pod_v4(0)) };
+        let address = if pod {
+            pod_v6(0).into()
+        } else {
+            std::net::IpAddr::from(pod_v4(0))
+        };
         // First byte: who closes first. 'c': the client; the server answers only after its FIN.
         let server = TcpPod::serve(&lab.server, address, port, move |mut stream| {
             let mut first = [0];
@@ -58,7 +74,10 @@ fn t1_half_close_either_way_keeps_the_other_direction() {
                 send_pattern(&mut stream, 3, 1000).unwrap();
                 stream.shutdown(Shutdown::Write).unwrap();
                 let (got, hash, end) = receive_all(&mut stream);
-                assert!(end.is_ok() && got == length && hash == digest(4, length), "{got} {end:?}");
+                assert!(
+                    end.is_ok() && got == length && hash == digest(4, length),
+                    "{got} {end:?}"
+                );
             }
         });
         let vip = one_pod(&weir, &format!("half{n}"), vip, pod, port);
@@ -68,18 +87,30 @@ fn t1_half_close_either_way_keeps_the_other_direction() {
         send_pattern(&mut client, 1, 1000).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         let (got, hash, end) = receive_all(&mut client);
-        assert!(end.is_ok(), "client closes first, {vip}: {end:?} after {got}");
-        assert_eq!((got, hash), (length, digest(2, length)), "client closes first, {vip}");
+        assert!(
+            end.is_ok(),
+            "client closes first, {vip}: {end:?} after {got}"
+        );
+        assert_eq!(
+            (got, hash),
+            (length, digest(2, length)),
+            "client closes first, {vip}"
+        );
 
         let mut client = connect(&lab.client, vip).unwrap();
         client.write_all(b"s").unwrap();
         let (got, hash, end) = receive_all(&mut client);
-        assert!(end.is_ok() && (got, hash) == (1000, digest(3, 1000)), "server closes first, {vip}");
+        assert!(
+            end.is_ok() && (got, hash) == (1000, digest(3, 1000)),
+            "server closes first, {vip}"
+        );
         send_pattern(&mut client, 4, length).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         eventually("both connections are closed", SOON, || server.open() == 0);
     }
-    eventually("weir holds no connection", SOON, || weir.metric("weir_connections_active", &[]) == 0.0);
+    eventually("weir holds no connection", SOON, || {
+        weir.metric("weir_connections_active", &[]) == 0.0
+    });
 }
 
 #[test]
@@ -88,7 +119,10 @@ fn t2_half_closed_and_idle_is_reaped_and_an_open_one_is_not() {
         return;
     }
     let lab = Lab::new();
-    let weir = Weir::prepare().pools().args(["--half-close-timeout", "300ms"]).launch(&lab.lb);
+    let weir = Weir::prepare()
+        .pools()
+        .args(["--half-close-timeout", "300ms"])
+        .launch(&lab.lb);
     let _silent = TcpPod::serve(&lab.server, pod_v4(0), 80, |stream| {
         // Never answers, never closes: waits for the end of the other side's patience.
         let _ = stream.peek(&mut [0]);
@@ -101,13 +135,27 @@ fn t2_half_closed_and_idle_is_reaped_and_an_open_one_is_not() {
     let begun = Instant::now();
     let (_, _, end) = receive_all(&mut half.try_clone().unwrap());
     let took = begun.elapsed();
-    assert!(end.is_err(), "a reaped connection is reset, not ended by a FIN");
-    assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        end.is_err(),
+        "a reaped connection is reset, not ended by a FIN"
+    );
+    assert!(
+        took >= Duration::from_millis(250) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
     eventually("it is counted", SOON, || {
-        weir.metric("weir_connections_closed_total", &["reason=\"half_close_timeout\""]) == 1.0
+        weir.metric(
+            "weir_connections_closed_total",
+            &["reason=\"half_close_timeout\""],
+        ) == 1.0
     });
-    open.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    assert_eq!(open.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "the open one lives");
+    open.set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
+    assert_eq!(
+        open.read(&mut [0]).unwrap_err().kind(),
+        ErrorKind::WouldBlock,
+        "the open one lives"
+    );
 }
 
 #[test]
@@ -145,14 +193,27 @@ fn t3_a_reset_stays_a_reset_and_what_came_before_is_delivered() {
     let mut client = connect(&lab.client, vip).unwrap();
     client.write_all(b"r").unwrap();
     let (_, _, end) = receive_all(&mut client);
-    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset, "backend's RST reaches the client as RST");
+    assert_eq!(
+        end.unwrap_err().kind(),
+        ErrorKind::ConnectionReset,
+        "backend's RST reaches the client as RST"
+    );
 
     let mut client = connect(&lab.client, vip).unwrap();
     client.write_all(b"h").unwrap();
     let (got, hash, end) = receive_all(&mut client);
-    assert_eq!((got, hash), (1000, digest(7, 1000)), "data before FIN and RST is delivered");
-    assert!(end.is_ok(), "the FIN that preceded the RST is delivered: {end:?}");
-    eventually("then the reset arrives: writing fails", SOON, || client.write_all(b"x").is_err());
+    assert_eq!(
+        (got, hash),
+        (1000, digest(7, 1000)),
+        "data before FIN and RST is delivered"
+    );
+    assert!(
+        end.is_ok(),
+        "the FIN that preceded the RST is delivered: {end:?}"
+    );
+    eventually("then the reset arrives: writing fails", SOON, || {
+        client.write_all(b"x").is_err()
+    });
 
     for half in [false, true] {
         let mut client = connect(&lab.client, vip).unwrap();
@@ -169,7 +230,11 @@ fn t3_a_reset_stays_a_reset_and_what_came_before_is_delivered() {
             // The server has already read the FIN: its read ended cleanly, before the reset.
             assert_eq!(end, None);
         } else {
-            assert_eq!(end, Some(ErrorKind::ConnectionReset), "client's RST reaches the backend as RST");
+            assert_eq!(
+                end,
+                Some(ErrorKind::ConnectionReset),
+                "client's RST reaches the backend as RST"
+            );
             let took = at.saturating_duration_since(before);
             assert!(took < Duration::from_millis(100), "the RST took {took:?}");
         }
@@ -180,7 +245,17 @@ fn t3_a_reset_stays_a_reset_and_what_came_before_is_delivered() {
     client.set_nonblocking(false).unwrap();
     (&client).write_all(b"wx").unwrap();
     std::thread::sleep(Duration::from_millis(50));
-    lab.client.exec("ss", &["-K", "dst", &vip.ip().to_string(), "dport", "=", &vip.port().to_string()]);
+    lab.client.exec(
+        "ss",
+        &[
+            "-K",
+            "dst",
+            &vip.ip().to_string(),
+            "dport",
+            "=",
+            &vip.port().to_string(),
+        ],
+    );
     let (got, end, _) = from_server.recv_timeout(SOON).unwrap();
     assert_eq!((got, end), (1, Some(ErrorKind::ConnectionReset)));
     drop(server);
@@ -213,12 +288,15 @@ fn t3_data_fin_and_reset_reach_a_slow_reader_without_losing_the_tail() {
     for order in [0_u8, 0, 0, 1, 1] {
         let length = lengths[order as usize];
         let mut client = lab.client.run(move || {
-            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
             socket.set_recv_buffer_size(4096).unwrap();
             socket.connect(&vip.into()).unwrap();
             TcpStream::from(socket)
         });
-        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
         client.write_all(&[order]).unwrap();
         std::thread::sleep(Duration::from_millis(300));
         let (got, hash, end) = receive_all(&mut client);
@@ -229,12 +307,21 @@ fn t3_data_fin_and_reset_reach_a_slow_reader_without_losing_the_tail() {
 
 /// Bytes that the peer's kernel has not acknowledged, FIN included: the socket's Send-Q.
 fn unacknowledged(namespace: &str, stream: &TcpStream) -> u32 {
-    let (local, peer) = (stream.local_addr().unwrap().to_string(), stream.peer_addr().unwrap().to_string());
+    let (local, peer) = (
+        stream.local_addr().unwrap().to_string(),
+        stream.peer_addr().unwrap().to_string(),
+    );
     let out = std::process::Command::new("ip")
-        .args(["netns", "exec", namespace, "ss", "-tnH", "src", &local, "dst", &peer])
+        .args([
+            "netns", "exec", namespace, "ss", "-tnH", "src", &local, "dst", &peer,
+        ])
         .output()
         .unwrap();
-    String::from_utf8_lossy(&out.stdout).split_whitespace().nth(2).and_then(|q| q.parse().ok()).unwrap_or(0)
+    String::from_utf8_lossy(&out.stdout)
+        .split_whitespace()
+        .nth(2)
+        .and_then(|q| q.parse().ok())
+        .unwrap_or(0)
 }
 
 #[test]
@@ -252,10 +339,16 @@ fn t4_every_close_order_keeps_the_tail() {
         let sent = send_pattern(&mut stream, n, n);
         stream.shutdown(Shutdown::Write).unwrap();
         let (got, hash, end) = receive_all(&mut stream);
-        assert!(sent.is_ok() && end.is_ok() && got == n && hash == digest(n + 1, n), "{n}: {got} {end:?}");
+        assert!(
+            sent.is_ok() && end.is_ok() && got == n && hash == digest(n + 1, n),
+            "{n}: {got} {end:?}"
+        );
     });
     let vip = one_pod(&weir, "orders", false, false, 80);
-    let sizes = [1, 2, 1447, 1448, 1449, 4095, 4096, 4097, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537, 262_143, 262_145, 1_048_577];
+    let sizes: [u64; 17] = [
+        1, 2, 1447, 1448, 1449, 4095, 4096, 4097, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537,
+        262_143, 262_145, 1_048_577,
+    ];
     let failures = AtomicU64::new(0);
     for n in sizes {
         let mut client = connect(&lab.client, vip).unwrap();
@@ -292,7 +385,10 @@ fn t4_many_transfers_both_ways_at_once_end_whole() {
         });
         let (got, hash, end) = receive_all(&mut { stream });
         sender.join().unwrap();
-        assert!(end.is_ok() && got == MIB && hash == digest(12, MIB), "{got} {end:?}");
+        assert!(
+            end.is_ok() && got == MIB && hash == digest(12, MIB),
+            "{got} {end:?}"
+        );
     });
     let vip = one_pod(&weir, "both", false, false, 80);
     let (want, at_once) = (digest(11, MIB), 20);
@@ -319,9 +415,16 @@ fn t4_many_transfers_both_ways_at_once_end_whole() {
                 })
             })
             .collect();
-        workers.into_iter().flat_map(|w| w.join().unwrap()).collect::<Vec<_>>()
+        workers
+            .into_iter()
+            .flat_map(|w| w.join().unwrap())
+            .collect::<Vec<_>>()
     });
-    assert!(bad.is_empty(), "{} of {transfers} were cut: {bad:?}", bad.len());
+    assert!(
+        bad.is_empty(),
+        "{} of {transfers} were cut: {bad:?}",
+        bad.len()
+    );
 }
 
 #[test]
@@ -331,23 +434,32 @@ fn t5_stalled_readers_cost_bounded_memory_and_disturb_nobody() {
     }
     let lab = Lab::new();
     let weir = Weir::start(&lab);
-    let _flood = TcpPod::serve(&lab.server, pod_v4(0), 80, |mut stream| while stream.write_all(&[7; 65_536]).is_ok() {});
+    let _flood = TcpPod::serve(&lab.server, pod_v4(0), 80, |mut stream| {
+        while stream.write_all(&[7; 65_536]).is_ok() {}
+    });
     let _echo = TcpPod::echo(&lab.server, pod_v4(1), 81);
     let flood = one_pod(&weir, "flood", false, false, 80);
-    let echo = SocketAddr::new(weir.serve(&service("echo").tcp(81).endpoints([pod_v4(1)], 81))[0], 81);
+    let echo = SocketAddr::new(
+        weir.serve(&service("echo").tcp(81).endpoints([pod_v4(1)], 81))[0],
+        81,
+    );
     let before = weir.proc_status("VmRSS:");
     let count = 200;
     let stalled: Vec<TcpStream> = lab.client.run(move || {
         (0..count)
             .map(|_| {
-                let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+                let socket =
+                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
+                        .unwrap();
                 socket.set_recv_buffer_size(2304).unwrap();
                 socket.connect(&flood.into()).unwrap();
                 TcpStream::from(socket)
             })
             .collect()
     });
-    eventually("all are connected", SOON, || weir.metric("weir_connections_active", &[]) >= f64::from(count));
+    eventually("all are connected", SOON, || {
+        weir.metric("weir_connections_active", &[]) >= f64::from(count)
+    });
     // The neighbours.
     let mut client = connect(&lab.client, echo).unwrap();
     let mut worst = Duration::ZERO;
@@ -358,16 +470,26 @@ fn t5_stalled_readers_cost_bounded_memory_and_disturb_nobody() {
         client.read_exact(&mut reply).unwrap();
         worst = worst.max(begun.elapsed());
     }
-    assert!(worst < Duration::from_millis(200), "a neighbour waited {worst:?}");
+    assert!(
+        worst < Duration::from_millis(200),
+        "a neighbour waited {worst:?}"
+    );
     let each = (weir.proc_status("VmRSS:").saturating_sub(before)) * 1024 / u64::from(count as u32);
-    println!("a stalled reader costs {each} bytes of process memory; worst neighbour round trip {worst:?}");
+    println!(
+        "a stalled reader costs {each} bytes of process memory; worst neighbour round trip {worst:?}"
+    );
     assert!(each <= 128 * 1024, "{each} bytes for each stalled reader");
     let cpu = weir.cpu();
     std::thread::sleep(Duration::from_millis(500));
     let spent = weir.cpu() - cpu;
-    assert!(spent < Duration::from_millis(100), "stalled readers cost CPU: {spent:?} in 500 ms");
+    assert!(
+        spent < Duration::from_millis(100),
+        "stalled readers cost CPU: {spent:?} in 500 ms"
+    );
     drop(stalled);
-    eventually("all are gone", SOON, || weir.metric("weir_connections_active", &[]) <= 1.0);
+    eventually("all are gone", SOON, || {
+        weir.metric("weir_connections_active", &[]) <= 1.0
+    });
 }
 
 #[test]
@@ -393,7 +515,15 @@ fn t6_single_bytes_pass_without_delay() {
     assert!(each < Duration::from_millis(5), "{each:?} for a byte");
 
     // Tiny segments: the smallest MSS that the kernel grants.
-    lab.lb.ip(&["route", "change", "10.1.0.0/24", "dev", "front", "advmss", "88"]);
+    lab.lb.ip(&[
+        "route",
+        "change",
+        "10.1.0.0/24",
+        "dev",
+        "front",
+        "advmss",
+        "88",
+    ]);
     let mut tiny = connect(&lab.client, vip).unwrap();
     let mut writer = tiny.try_clone().unwrap();
     let sender = std::thread::spawn(move || {
@@ -402,7 +532,10 @@ fn t6_single_bytes_pass_without_delay() {
     });
     let (got, hash, end) = receive_all(&mut tiny);
     sender.join().unwrap();
-    assert!(end.is_ok() && got == 300_000 && hash == digest(5, 300_000), "{got} {end:?}");
+    assert!(
+        end.is_ok() && got == 300_000 && hash == digest(5, 300_000),
+        "{got} {end:?}"
+    );
 }
 
 #[test]
@@ -429,7 +562,11 @@ fn t7_the_urgent_byte_stays_in_its_place() {
         (&client).write_all(&text[at + 1..]).unwrap();
         client.shutdown(Shutdown::Write).unwrap();
         let (all, clean) = received.recv_timeout(SOON).unwrap();
-        assert!(clean && all == text, "urgent byte at {at}: {} bytes, clean end {clean}", all.len());
+        assert!(
+            clean && all == text,
+            "urgent byte at {at}: {} bytes, clean end {clean}",
+            all.len()
+        );
     }
 }
 
@@ -443,7 +580,11 @@ fn t8_transfers_of_every_size_arrive_whole_on_every_family() {
     let big = long(64 * MIB, 2048 * MIB);
     for (n, (vip, pod)) in families().into_iter().enumerate() {
         let port = 9000 + n as u16;
-        let address = if pod { pod_v6(0).into() } else { std::net::IpAddr::from(pod_v4(0)) };
+        let address = if pod {
+            pod_v6(0).into()
+        } else {
+            std::net::IpAddr::from(pod_v4(0))
+        };
         let _server = TcpPod::echo(&lab.server, address, port);
         let vip = one_pod(&weir, &format!("size{n}"), vip, pod, port);
         for length in [1, 1023, 16_081, 65_536, 1_000_003, big] {
@@ -456,7 +597,11 @@ fn t8_transfers_of_every_size_arrive_whole_on_every_family() {
             });
             let (got, hash, end) = receive_all(&mut client);
             assert!(end.is_ok(), "{length} by {vip}: {end:?} after {got}");
-            assert_eq!((got, hash), (length, sender.join().unwrap()), "{length} by {vip}");
+            assert_eq!(
+                (got, hash),
+                (length, sender.join().unwrap()),
+                "{length} by {vip}"
+            );
         }
     }
 }
@@ -485,7 +630,10 @@ fn t8_a_transfer_survives_loss() {
         });
         let (got, hash, end) = receive_all(&mut client);
         sender.join().unwrap();
-        assert!(end.is_ok() && got == length && hash == digest(seed, length), "{got} {end:?}");
+        assert!(
+            end.is_ok() && got == length && hash == digest(seed, length),
+            "{got} {end:?}"
+        );
     }
 }
 
@@ -498,7 +646,11 @@ fn t9_a_refused_backend_is_invisible() {
     let weir = Weir::start(&lab);
     let alive = TcpPod::named(&lab.server, pod_v4(0), 80, "alive");
     // Nine pods where nothing listens, one that does.
-    let vip = weir.serve(&service("refused").tcp(80).endpoints((0..10).map(pod_v4), 80))[0];
+    let vip = weir.serve(
+        &service("refused")
+            .tcp(80)
+            .endpoints((0..10).map(pod_v4), 80),
+    )[0];
     let vip = SocketAddr::new(vip, 80);
     let (errors, mut times) = lab.client.run(move || {
         let (mut errors, mut times) = (Vec::new(), Vec::new());
@@ -533,7 +685,14 @@ fn t10_a_blackholed_backend_costs_one_deadline() {
         "table inet hole {{ chain i {{ type filter hook input priority 0; ip daddr {} tcp dport 80 drop; }} }}",
         pod_v4(1)
     ));
-    let vip = SocketAddr::new(weir.serve(&service("hole").tcp(80).endpoints([pod_v4(0), pod_v4(1)], 80))[0], 80);
+    let vip = SocketAddr::new(
+        weir.serve(
+            &service("hole")
+                .tcp(80)
+                .endpoints([pod_v4(0), pod_v4(1)], 80),
+        )[0],
+        80,
+    );
     let times = lab.client.run(move || {
         (0..30)
             .map(|_| {
@@ -544,10 +703,19 @@ fn t10_a_blackholed_backend_costs_one_deadline() {
             .collect::<Vec<_>>()
     });
     let worst = times.iter().max().unwrap();
-    assert!(*worst >= Duration::from_millis(200), "the hole was tried at all: {worst:?}");
-    assert!(*worst < Duration::from_millis(700), "one deadline of 250 ms, not more: {worst:?}");
+    assert!(
+        *worst >= Duration::from_millis(200),
+        "the hole was tried at all: {worst:?}"
+    );
+    assert!(
+        *worst < Duration::from_millis(700),
+        "one deadline of 250 ms, not more: {worst:?}"
+    );
     // Passive marks: after the first failures the hole is the last choice.
-    let slow = times.iter().filter(|t| **t > Duration::from_millis(200)).count();
+    let slow = times
+        .iter()
+        .filter(|t| **t > Duration::from_millis(200))
+        .count();
     assert!(slow <= 10, "{slow} of 30 went to the hole");
     assert!(weir.metric("weir_backend_connect_errors_total", &["reason=\"timeout\""]) > 0.0);
 }
@@ -566,7 +734,11 @@ fn t11_no_backend_is_a_closed_port_and_all_dead_is_a_reset() {
     let begun = Instant::now();
     let end = client.read(&mut [0]);
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(begun.elapsed() < Duration::from_millis(1000), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_millis(1000),
+        "{:?}",
+        begun.elapsed()
+    );
 
     // None exists: the kernel refuses.
     let empty = service("dead").tcp(80);
@@ -594,11 +766,19 @@ fn t12_a_backend_that_dies_in_mid_stream_resets_the_client() {
     let mut client = connect(&lab.client, vip).unwrap();
     assert_eq!(read_name(&mut client).unwrap(), "one");
     let second = TcpPod::named(&lab.server, pod_v4(1), 80, "two");
-    weir.serve(&service("dies").tcp(80).endpoints([pod_v4(0), pod_v4(1)], 80));
+    weir.serve(
+        &service("dies")
+            .tcp(80)
+            .endpoints([pod_v4(0), pod_v4(1)], 80),
+    );
     let begun = Instant::now();
     first.kill();
     let end = receive_all(&mut client).2;
-    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset, "no silent hang, no clean FIN");
+    assert_eq!(
+        end.unwrap_err().kind(),
+        ErrorKind::ConnectionReset,
+        "no silent hang, no clean FIN"
+    );
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert_eq!(second.count(), 0, "bytes are never sent again elsewhere");
 }
@@ -609,7 +789,10 @@ fn t12_a_backend_that_vanishes_without_a_word_ends_in_bounded_time() {
         return;
     }
     let lab = Lab::new();
-    let weir = Weir::prepare().pools().args(["--peer-timeout", "2s"]).launch(&lab.lb);
+    let weir = Weir::prepare()
+        .pools()
+        .args(["--peer-timeout", "2s"])
+        .launch(&lab.lb);
     let _pod = TcpPod::echo(&lab.server, pod_v4(0), 80);
     let vip = one_pod(&weir, "vanish", false, false, 80);
     let mut client = connect(&lab.client, vip).unwrap();
@@ -618,10 +801,16 @@ fn t12_a_backend_that_vanishes_without_a_word_ends_in_bounded_time() {
     lab.server.nft("table inet cut { chain i { type filter hook input priority 0; drop; } chain o { type filter hook output priority 0; drop; } }");
     client.write_all(b"lost").unwrap();
     let begun = Instant::now();
-    client.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    client
+        .set_read_timeout(Some(Duration::from_secs(15)))
+        .unwrap();
     let end = receive_all(&mut client).2;
     assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]
@@ -634,7 +823,9 @@ fn t14_a_terminating_endpoint_gets_no_new_connection_and_keeps_its_own() {
     let old = TcpPod::named(&lab.server, pod_v4(0), 80, "old");
     let _new = TcpPod::named(&lab.server, pod_v4(1), 80, "new");
     for affinity in [false, true] {
-        let mut svc = service(if affinity { "sticky" } else { "plain" }).tcp(80).endpoints([pod_v4(0)], 80);
+        let mut svc = service(if affinity { "sticky" } else { "plain" })
+            .tcp(80)
+            .endpoints([pod_v4(0)], 80);
         if affinity {
             svc = svc.spec("sessionAffinity: ClientIP");
         }
@@ -642,11 +833,17 @@ fn t14_a_terminating_endpoint_gets_no_new_connection_and_keeps_its_own() {
         let mut live = connect(&lab.client, vip).unwrap();
         assert_eq!(read_name(&mut live).unwrap(), "old");
 
-        svc.slices[0].endpoints = vec![terminating(&pod_v4(0).to_string()), ready(&pod_v4(1).to_string())];
+        svc.slices[0].endpoints = vec![
+            terminating(&pod_v4(0).to_string()),
+            ready(&pod_v4(1).to_string()),
+        ];
         weir.apply(&svc);
-        eventually("new connections go elsewhere", SOON, || lab.client.run(move || ask(vip)).unwrap() == "new");
+        eventually("new connections go elsewhere", SOON, || {
+            lab.client.run(move || ask(vip)).unwrap() == "new"
+        });
         let before = old.count();
-        lab.client.run(move || (0..50).for_each(|_| assert_eq!(ask(vip).unwrap(), "new")));
+        lab.client
+            .run(move || (0..50).for_each(|_| assert_eq!(ask(vip).unwrap(), "new")));
         assert_eq!(old.count(), before);
         live.write_all(b"still").unwrap();
         let mut back = [0; 5];
@@ -656,7 +853,9 @@ fn t14_a_terminating_endpoint_gets_no_new_connection_and_keeps_its_own() {
         // Only terminating ones are left: those that serve are used.
         svc.slices[0].endpoints = vec![terminating(&pod_v4(0).to_string())];
         weir.apply(&svc);
-        eventually("the terminating one is used again", SOON, || lab.client.run(move || ask(vip)).unwrap() == "old");
+        eventually("the terminating one is used again", SOON, || {
+            lab.client.run(move || ask(vip)).unwrap() == "old"
+        });
         weir.wait_reason(&svc, "OnlyTerminatingEndpoints");
     }
 }
@@ -673,9 +872,14 @@ fn t15_removing_an_endpoint_cuts_nothing() {
     let vip = one_pod(&weir, "remove", false, false, 80);
     let mut live = connect(&lab.client, vip).unwrap();
     assert_eq!(read_name(&mut live).unwrap(), "one");
-    let mut without = manifest::service("remove").spec("ipFamilies: [IPv4]").tcp(80).endpoints([pod_v4(1)], 80);
+    let mut without = manifest::service("remove")
+        .spec("ipFamilies: [IPv4]")
+        .tcp(80)
+        .endpoints([pod_v4(1)], 80);
     weir.apply(&without);
-    eventually("new connections go to the other", SOON, || lab.client.run(move || ask(vip)).unwrap() == "two");
+    eventually("new connections go to the other", SOON, || {
+        lab.client.run(move || ask(vip)).unwrap() == "two"
+    });
     for round in 0..20_u8 {
         live.write_all(&[round]).unwrap();
         let mut back = [0];
@@ -689,7 +893,9 @@ fn t15_removing_an_endpoint_cuts_nothing() {
     live.write_all(b"a").unwrap();
     live.read_exact(&mut [0]).unwrap();
     weir.remove(&without);
-    eventually("the Service is gone", SOON, || weir.service(&without).is_none());
+    eventually("the Service is gone", SOON, || {
+        weir.service(&without).is_none()
+    });
     live.write_all(b"b").unwrap();
     live.read_exact(&mut [0]).unwrap();
 }

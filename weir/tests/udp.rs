@@ -20,11 +20,19 @@ fn families() -> [(bool, bool); 4] {
 }
 
 fn pod(v6: bool, n: u16) -> IpAddr {
-    if v6 { pod_v6(n).into() } else { pod_v4(n).into() }
+    if v6 {
+        pod_v6(n).into()
+    } else {
+        pod_v4(n).into()
+    }
 }
 
 fn family(v6: bool) -> &'static str {
-    if v6 { "ipFamilies: [IPv6]" } else { "ipFamilies: [IPv4]" }
+    if v6 {
+        "ipFamilies: [IPv6]"
+    } else {
+        "ipFamilies: [IPv4]"
+    }
 }
 
 #[test]
@@ -37,14 +45,24 @@ fn u1_u2_datagrams_keep_their_boundaries_from_0_to_65507_bytes() {
     for (n, (vip, backend)) in families().into_iter().enumerate() {
         let port = 5000 + n as u16;
         let _echo = UdpPod::echo(&lab.server, pod(backend, 0), port);
-        let svc = service(&format!("sizes{n}")).spec(family(vip)).udp(port).endpoints([pod(backend, 0)], port);
+        let svc = service(&format!("sizes{n}"))
+            .spec(family(vip))
+            .udp(port)
+            .endpoints([pod(backend, 0)], port);
         let vip = SocketAddr::new(weir.serve(&svc)[0], port);
         let socket = udp(&lab.client, vip);
-        for size in [0, 1, 2, 511, 1200, 1452, 1472, 1473, 8972, 9000, 32_768, 65_000, 65_507] {
+        for size in [
+            0, 1, 2, 511, 1200, 1452, 1472, 1473, 8972, 9000, 32_768, 65_000, 65_507,
+        ] {
             let mut data = vec![0; size];
             Pattern::new(size as u64 + 1).fill(&mut data);
-            let back = exchange(&socket, &data).unwrap_or_else(|e| panic!("{size} bytes to {vip}: {e}"));
-            assert!(back == data, "{size} bytes to {vip}: {} came back", back.len());
+            let back =
+                exchange(&socket, &data).unwrap_or_else(|e| panic!("{size} bytes to {vip}: {e}"));
+            assert!(
+                back == data,
+                "{size} bytes to {vip}: {} came back",
+                back.len()
+            );
         }
         // A burst in one go: none merges with another, whatever the sizes.
         let sizes: Vec<usize> = (0..60).map(|i| (i * 37) % 1400).collect();
@@ -81,7 +99,10 @@ fn u5_the_first_datagram_to_a_dead_backend_is_answered() {
     drop(second);
     let cpu = weir.cpu();
     std::thread::sleep(Duration::from_millis(300));
-    assert!(weir.cpu() - cpu < Duration::from_millis(60), "no spin on a pending error");
+    assert!(
+        weir.cpu() - cpu < Duration::from_millis(60),
+        "no spin on a pending error"
+    );
 }
 
 #[test]
@@ -100,7 +121,11 @@ fn u5_a_flow_moves_when_its_backend_dies() {
     let socket = udp(&lab.client, vip);
     let first = exchange(&socket, b"a").unwrap();
     let holder = usize::from(first[0] - b'0');
-    assert_eq!(exchange(&socket, b"b").unwrap()[0], first[0], "a flow stays with its backend");
+    assert_eq!(
+        exchange(&socket, b"b").unwrap()[0],
+        first[0],
+        "a flow stays with its backend"
+    );
     pods[holder] = None;
     // The datagram that meets the refusal is lost by the kernel of the dead pod; Weir has a copy
     // only until the first reply. The next one, at the latest, is answered by the other.
@@ -122,7 +147,10 @@ fn u6_no_endpoint_is_port_unreachable() {
     for (n, v6) in [false, true].into_iter().enumerate() {
         let port = 5300 + n as u16;
         let _pod = UdpPod::echo(&lab.server, pod(v6, 0), port);
-        let full = service(&format!("none{n}")).spec(family(v6)).udp(port).endpoints([pod(v6, 0)], port);
+        let full = service(&format!("none{n}"))
+            .spec(family(v6))
+            .udp(port)
+            .endpoints([pod(v6, 0)], port);
         let vip = SocketAddr::new(weir.serve(&full)[0], port);
         let socket = udp(&lab.client, vip);
         assert_eq!(exchange(&socket, b"x").unwrap(), b"x");
@@ -130,10 +158,16 @@ fn u6_no_endpoint_is_port_unreachable() {
         weir.apply(&empty);
         weir.wait_state(&empty, "closed");
         let refused = exchange(&socket, b"x").unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "ICMP port unreachable, {vip}");
+        assert_eq!(
+            refused.kind(),
+            ErrorKind::ConnectionRefused,
+            "ICMP port unreachable, {vip}"
+        );
         weir.apply(&full);
         weir.wait_state(&full, "serving");
-        eventually("it heals", SOON, || exchange(&socket, b"y").is_ok_and(|back| back == b"y"));
+        eventually("it heals", SOON, || {
+            exchange(&socket, b"y").is_ok_and(|back| back == b"y")
+        });
     }
 }
 
@@ -144,8 +178,12 @@ fn u7_nothing_is_sent_to_a_removed_endpoint() {
     }
     let lab = Lab::new();
     let weir = Weir::start(&lab);
-    let pods: Vec<UdpPod> = (0..2).map(|n| UdpPod::named(&lab.server, pod_v4(n), 53, &n.to_string())).collect();
-    let both = service("steady").udp(53).endpoints([pod_v4(0), pod_v4(1)], 53);
+    let pods: Vec<UdpPod> = (0..2)
+        .map(|n| UdpPod::named(&lab.server, pod_v4(n), 53, &n.to_string()))
+        .collect();
+    let both = service("steady")
+        .udp(53)
+        .endpoints([pod_v4(0), pod_v4(1)], 53);
     let vip = SocketAddr::new(weir.serve(&both)[0], 53);
     // Steady one-way traffic of many flows: nobody waits for a reply.
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -167,18 +205,31 @@ fn u7_nothing_is_sent_to_a_removed_endpoint() {
             }
         })
     };
-    eventually("both get traffic", SOON, || pods.iter().all(|p| p.count() > 100));
+    eventually("both get traffic", SOON, || {
+        pods.iter().all(|p| p.count() > 100)
+    });
 
     let one = service("steady").udp(53).endpoints([pod_v4(1)], 53);
     let generation = weir.metric("weir_config_generation", &[]);
     let begun = Instant::now();
     weir.apply(&one);
-    eventually("the table is in force", SOON, || weir.metric("weir_config_generation", &[]) > generation);
-    println!("an endpoint's removal was in force after {:?}", begun.elapsed());
+    eventually("the table is in force", SOON, || {
+        weir.metric("weir_config_generation", &[]) > generation
+    });
+    println!(
+        "an endpoint's removal was in force after {:?}",
+        begun.elapsed()
+    );
     std::thread::sleep(Duration::from_millis(100));
     let (old, other) = (pods[0].count(), pods[1].count());
-    eventually("all flows reach the other", SOON, || pods[1].count() > other + 2000);
-    assert_eq!(pods[0].count(), old, "datagrams to the old address after its removal");
+    eventually("all flows reach the other", SOON, || {
+        pods[1].count() > other + 2000
+    });
+    assert_eq!(
+        pods[0].count(),
+        old,
+        "datagrams to the old address after its removal"
+    );
 
     // The last endpoint goes, then the Service itself.
     let none = service("steady").udp(53);
@@ -187,7 +238,11 @@ fn u7_nothing_is_sent_to_a_removed_endpoint() {
     std::thread::sleep(Duration::from_millis(100));
     let counted = pods[1].count();
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(pods[1].count(), counted, "datagrams after the last endpoint went");
+    assert_eq!(
+        pods[1].count(),
+        counted,
+        "datagrams after the last endpoint went"
+    );
     weir.serve(&one);
     eventually("traffic is back", SOON, || pods[1].count() > counted + 100);
     weir.remove(&one);
@@ -198,7 +253,9 @@ fn u7_nothing_is_sent_to_a_removed_endpoint() {
     assert_eq!(pods[1].count(), counted, "datagrams after the Service went");
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     sender.join().unwrap();
-    eventually("no flow is left", SOON, || weir.metric("weir_udp_flows_active", &[]) == 0.0);
+    eventually("no flow is left", SOON, || {
+        weir.metric("weir_udp_flows_active", &[]) == 0.0
+    });
 }
 
 #[test]
@@ -210,7 +267,11 @@ fn u8_a_flood_of_spoofed_sources_harms_no_known_flow() {
     let weir = Weir::start(&lab);
     let _pod = UdpPod::serve(&lab.server, pod_v4(0), 53, |data, _| {
         // The flood is never answered, as spoofed sources never are.
-        if data == b"flood" { Vec::new() } else { vec![data.to_vec()] }
+        if data == b"flood" {
+            Vec::new()
+        } else {
+            vec![data.to_vec()]
+        }
     });
     let svc = service("target").udp(53).endpoints([pod_v4(0)], 53);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 53);
@@ -223,24 +284,34 @@ fn u8_a_flood_of_spoofed_sources_harms_no_known_flow() {
     let sources = lab.more_clients(250);
     lab.client.run(move || {
         for source in sources {
-            let sockets: Vec<UdpSocket> = (0..200).map(|_| UdpSocket::bind((source, 0)).unwrap()).collect();
+            let sockets: Vec<UdpSocket> = (0..200)
+                .map(|_| UdpSocket::bind((source, 0)).unwrap())
+                .collect();
             for socket in sockets {
                 let _ = socket.send_to(b"flood", vip);
             }
         }
     });
-    let lost = known.iter().filter(|s| !exchange(s, b"still").is_ok_and(|back| back == b"still")).count();
+    let lost = known
+        .iter()
+        .filter(|s| !exchange(s, b"still").is_ok_and(|back| back == b"still"))
+        .count();
     assert_eq!(lost, 0, "known flows lost datagrams");
     let begun = Instant::now();
     eventually("a new flow is served", Duration::from_secs(2), || {
         let socket = udp(&lab.client, vip);
-        socket.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(200)))
+            .unwrap();
         exchange(&socket, b"new").is_ok_and(|back| back == b"new")
     });
     println!("a new flow after the flood: {:?}", begun.elapsed());
     let grown = weir.proc_status("VmRSS:").saturating_sub(memory);
     assert!(grown < 64 * 1024, "memory grew by {grown} KiB");
-    assert!(weir.metric("weir_drops_total", &[]) > 0.0, "sheds are counted");
+    assert!(
+        weir.metric("weir_drops_total", &[]) > 0.0,
+        "sheds are counted"
+    );
     assert!(weir.descriptors() < 19_000);
 }
 
@@ -257,7 +328,10 @@ fn u11_replies_leave_from_the_address_that_was_asked() {
     let _pod6 = UdpPod::echo(&lab.server, pod_v6(0), 53);
     let mut vips = HashSet::new();
     for n in 0..3 {
-        let svc = service(&format!("vip{n}")).dual_stack().udp(53).endpoints([pod_v4(0)], 53);
+        let svc = service(&format!("vip{n}"))
+            .dual_stack()
+            .udp(53)
+            .endpoints([pod_v4(0)], 53);
         let mut svc = svc;
         svc.slices.push(support::manifest::Slice {
             family: "IPv6",
@@ -266,14 +340,22 @@ fn u11_replies_leave_from_the_address_that_was_asked() {
         });
         vips.extend(weir.serve(&svc));
     }
-    assert_eq!(vips.len(), 6, "three Services, an address of each family each");
+    assert_eq!(
+        vips.len(),
+        6,
+        "three Services, an address of each family each"
+    );
     for vip in vips {
         let to = SocketAddr::new(vip, 53);
         lab.client.run(move || {
             // Unconnected, so that a reply from anywhere would be taken.
-            let any: SocketAddr = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().unwrap();
+            let any: SocketAddr = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }
+                .parse()
+                .unwrap();
             let socket = UdpSocket::bind(any).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            socket
+                .set_read_timeout(Some(Duration::from_secs(1)))
+                .unwrap();
             socket.send_to(b"who", to).unwrap();
             let mut buffer = [0; 16];
             let (_, from) = socket.recv_from(&mut buffer).unwrap();
@@ -289,19 +371,32 @@ fn udp_and_tcp_share_a_port_and_flows_follow_affinity() {
     }
     let lab = Lab::new();
     let weir = Weir::start(&lab);
-    let mut svc = service("mixed").port("dns", "UDP", 53).port("dns-tcp", "TCP", 53).spec("sessionAffinity: ClientIP");
+    let mut svc = service("mixed")
+        .port("dns", "UDP", 53)
+        .port("dns-tcp", "TCP", 53)
+        .spec("sessionAffinity: ClientIP");
     svc = svc.endpoints((0..4).map(pod_v4), 53);
-    let _udp: Vec<_> = (0..4).map(|n| UdpPod::named(&lab.server, pod_v4(n), 53, &n.to_string())).collect();
-    let _tcp: Vec<_> = (0..4).map(|n| TcpPod::named(&lab.server, pod_v4(n), 53, &n.to_string())).collect();
+    let _udp: Vec<_> = (0..4)
+        .map(|n| UdpPod::named(&lab.server, pod_v4(n), 53, &n.to_string()))
+        .collect();
+    let _tcp: Vec<_> = (0..4)
+        .map(|n| TcpPod::named(&lab.server, pod_v4(n), 53, &n.to_string()))
+        .collect();
     let vip = SocketAddr::new(weir.serve(&svc)[0], 53);
-    let names: HashSet<u8> = (0..15).map(|_| exchange(&udp(&lab.client, vip), b"q").unwrap()[0]).collect();
+    let names: HashSet<u8> = (0..15)
+        .map(|_| exchange(&udp(&lab.client, vip), b"q").unwrap()[0])
+        .collect();
     assert_eq!(names.len(), 1, "15 flows of one client reach one pod");
-    let names: HashSet<String> = lab.client.run(move || (0..15).map(|_| ask(vip).unwrap()).collect());
+    let names: HashSet<String> = lab
+        .client
+        .run(move || (0..15).map(|_| ask(vip).unwrap()).collect());
     assert_eq!(names.len(), 1, "15 connections of one client reach one pod");
     // Without affinity they spread.
     let spread = service("spread").udp(54).endpoints((0..4).map(pod_v4), 53);
     let vip = SocketAddr::new(weir.serve(&spread)[0], 54);
-    let names: HashSet<u8> = (0..40).map(|_| exchange(&udp(&lab.client, vip), b"q").unwrap()[0]).collect();
+    let names: HashSet<u8> = (0..40)
+        .map(|_| exchange(&udp(&lab.client, vip), b"q").unwrap()[0])
+        .collect();
     assert!(names.len() > 1);
 }
 
@@ -316,10 +411,14 @@ fn a_source_outside_the_ranges_gets_silence() {
     let open = service("ranges").udp(53).endpoints([pod_v4(0)], 53);
     let vip = SocketAddr::new(weir.serve(&open)[0], 53);
     let socket = udp(&lab.client, vip);
-    SockRef::from(&socket).set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    SockRef::from(&socket)
+        .set_read_timeout(Some(Duration::from_millis(200)))
+        .unwrap();
     assert_eq!(exchange(&socket, b"x").unwrap(), b"x");
     // A narrower range binds at the next datagram, of a live flow too.
-    let narrow = open.clone().spec("loadBalancerSourceRanges: [192.0.2.0/24]");
+    let narrow = open
+        .clone()
+        .spec("loadBalancerSourceRanges: [192.0.2.0/24]");
     weir.apply(&narrow);
     eventually("denied", SOON, || exchange(&socket, b"x").is_err());
     let counted = pod.count();

@@ -16,7 +16,12 @@ fn blocks(markdown: &str) -> Vec<Block> {
     let mut open: Option<Block> = None;
     for line in markdown.lines() {
         match (&mut open, line.strip_prefix("```")) {
-            (None, Some(info)) => open = Some(Block { info: info.trim().to_owned(), text: String::new() }),
+            (None, Some(info)) => {
+                open = Some(Block {
+                    info: info.trim().to_owned(),
+                    text: String::new(),
+                })
+            }
             (Some(_), Some(_)) => blocks.extend(open.take()),
             (Some(block), None) => block.text += &format!("{line}\n"),
             (None, None) => {}
@@ -29,13 +34,16 @@ fn blocks(markdown: &str) -> Vec<Block> {
 fn shown(output: &str, expected: &str) -> bool {
     output.lines().any(|line| {
         let mut rest = line;
-        expected.trim().split('…').all(|part| match rest.find(part.trim()) {
-            Some(at) => {
-                rest = &rest[at + part.trim().len()..];
-                true
-            }
-            None => false,
-        })
+        expected
+            .trim()
+            .split('…')
+            .all(|part| match rest.find(part.trim()) {
+                Some(at) => {
+                    rest = &rest[at + part.trim().len()..];
+                    true
+                }
+                None => false,
+            })
     })
 }
 
@@ -57,7 +65,10 @@ fn the_walk_through_works_as_typed() {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let markdown = std::fs::read_to_string(root.join("docs/walkthrough.md")).unwrap();
-    let (mut script, mut expectations) = (String::from("set -eu\nPATH=\"$PATH:/usr/sbin:/sbin\"\n"), Vec::new());
+    let (mut script, mut expectations) = (
+        String::from("set -eu\nPATH=\"$PATH:/usr/sbin:/sbin\"\n"),
+        Vec::new(),
+    );
     let mut section = 0;
     for block in blocks(&markdown) {
         match block.info.as_str() {
@@ -70,7 +81,10 @@ fn the_walk_through_works_as_typed() {
             other => panic!("a block of an unknown kind: {other}"),
         }
     }
-    assert!(section >= 6 && expectations.len() >= 4, "the document has its blocks");
+    assert!(
+        section >= 6 && expectations.len() >= 4,
+        "the document has its blocks"
+    );
     drop(CleanUp);
     let _clean = CleanUp;
     let binary = Path::new(env!("CARGO_BIN_EXE_weir")).parent().unwrap();
@@ -88,14 +102,26 @@ fn the_walk_through_works_as_typed() {
     let output = std::fs::read_to_string("/tmp/weir-walk.out").unwrap();
     let errors = std::fs::read_to_string("/tmp/weir-walk.err").unwrap();
     let log = std::fs::read_to_string("/tmp/weir-walk/weir.log").unwrap_or_default();
-    assert!(status.success() && output.contains("=== end"), "{status}\n{output}\n{errors}\n{log}");
+    assert!(
+        status.success() && output.contains("=== end"),
+        "{status}\n{output}\n{errors}\n{log}"
+    );
     for (section, expected) in expectations {
         let begin = output.find(&format!("=== {section}\n")).unwrap();
-        let end = output[begin + 4..].find("=== ").map_or(output.len(), |at| begin + 4 + at);
+        let end = output[begin + 4..]
+            .find("=== ")
+            .map_or(output.len(), |at| begin + 4 + at);
         for line in expected.lines() {
-            assert!(shown(&output[begin..end], line), "block {section} did not print {line:?}:\n{}", &output[begin..end]);
+            assert!(
+                shown(&output[begin..end], line),
+                "block {section} did not print {line:?}:\n{}",
+                &output[begin..end]
+            );
         }
     }
     let left = Command::new("ip").args(["netns", "list"]).output().unwrap();
-    assert!(!String::from_utf8_lossy(&left.stdout).contains("walk-"), "it cleans up after itself");
+    assert!(
+        !String::from_utf8_lossy(&left.stdout).contains("walk-"),
+        "it cleans up after itself"
+    );
 }

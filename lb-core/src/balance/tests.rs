@@ -25,7 +25,7 @@ impl View for Fixed {
 
     fn random(&mut self) -> u64 {
         self.random = self.random.wrapping_add(1);
-        key(self.random ^ 0xabcd_ef01)
+        mixed(self.random ^ 0xabcd_ef01)
     }
 
     fn round(&mut self) -> u64 {
@@ -35,7 +35,7 @@ impl View for Fixed {
 }
 
 /// A well mixed hash from a small number, as SipHash would give.
-fn key(n: u64) -> u64 {
+fn mixed(n: u64) -> u64 {
     use siphasher::sip::SipHasher13;
     use std::hash::Hasher;
     let mut hasher = SipHasher13::new_with_keys(1, 2);
@@ -69,7 +69,7 @@ fn counts(index: &Index, size: usize, keys: u64) -> Vec<u64> {
     let mut counts = vec![0; size];
     let mut view = Fixed::default();
     for n in 0..keys {
-        counts[index.pick(key(n), &mut view).expect("usable")] += 1;
+        counts[index.pick(mixed(n), &mut view).expect("usable")] += 1;
     }
     counts
 }
@@ -147,8 +147,8 @@ proptest! {
         let index = index(Algorithm::Consistent, &pool);
         let mut view = Fixed { skipped, ..Fixed::default() };
         for n in 0..200 {
-            let expected = naive_rendezvous(&pool, key(n), &view.skipped);
-            prop_assert_eq!(index.pick(key(n), &mut view), expected);
+            let expected = naive_rendezvous(&pool, mixed(n), &view.skipped);
+            prop_assert_eq!(index.pick(mixed(n), &mut view), expected);
         }
     }
 
@@ -161,8 +161,8 @@ proptest! {
             (index(Algorithm::Consistent, &pool), index(Algorithm::Consistent, &fewer));
         // Read forwards this is a removal, backwards an addition.
         for n in 0..300 {
-            let before = address(&with, &pool, key(n));
-            let after = address(&without, &fewer, key(n));
+            let before = address(&with, &pool, mixed(n));
+            let after = address(&without, &fewer, mixed(n));
             prop_assert!(before == after || before == Some(removed), "{before:?} {after:?}");
         }
     }
@@ -181,7 +181,7 @@ proptest! {
             let index = index(algorithm, &pool);
             let mut view = Fixed { skipped: skipped.clone(), random: n, ticket: n >> 8, ..Fixed::default() };
             for turn in 0..20 {
-                let picked = index.pick(key(n.wrapping_add(turn)), &mut view);
+                let picked = index.pick(mixed(n.wrapping_add(turn)), &mut view);
                 prop_assert_eq!(picked.is_some(), any_open, "{:?}", algorithm);
                 prop_assert!(picked.is_none_or(|i| open(i, &pool[i])), "{:?}", algorithm);
             }
@@ -194,11 +194,28 @@ proptest! {
             let index = index(algorithm, &pool);
             let mut around = Fixed { skipped: [skip].into(), ..Fixed::default() };
             for n in 0..200 {
-                let free = index.pick(key(n), &mut Fixed::default());
+                let free = index.pick(mixed(n), &mut Fixed::default());
                 if free != Some(skip) {
-                    prop_assert_eq!(index.pick(key(n), &mut around), free);
+                    prop_assert_eq!(index.pick(mixed(n), &mut around), free);
                 }
             }
+        }
+    }
+}
+
+/// Long rows are compared by fours, with up to three left over.
+#[test]
+fn consistent_is_the_definition_in_large_pools_too() {
+    for (size, weights) in [(127, 1), (128, 1), (131, 1), (1_000, 1), (701, 2)] {
+        let pool: Vec<Backend> = (0..size)
+            .map(|n| backend(n, 1 + n as u16 % weights))
+            .collect();
+        let index = index(Algorithm::Consistent, &pool);
+        let mut view = Fixed::default();
+        for n in 0..500 {
+            view.skipped = (0..n as usize % 3).collect();
+            let expected = naive_rendezvous(&pool, mixed(n), &view.skipped);
+            assert_eq!(index.pick(mixed(n), &mut view), expected);
         }
     }
 }
@@ -303,8 +320,8 @@ fn maglev_quality(size: u32) -> (f64, f64) {
     let moved = (0..keys)
         .map(|n| {
             (
-                address(&with, &pool, key(n)),
-                address(&without, &fewer, key(n)),
+                address(&with, &pool, mixed(n)),
+                address(&without, &fewer, mixed(n)),
             )
         })
         .filter(|(before, after)| *before != Some(pool[0].address) && before != after)
@@ -336,8 +353,8 @@ fn a_draining_backend_of_a_maglev_pool_does_not_resize_the_table() {
     let moved = (0..10_000)
         .map(|n| {
             (
-                address(&before, &pool, key(n)),
-                address(&after, &pool, key(n)),
+                address(&before, &pool, mixed(n)),
+                address(&after, &pool, mixed(n)),
             )
         })
         .filter(|(a, b)| *a != Some(pool[4].address) && a != b)
@@ -352,8 +369,9 @@ fn one_key_agrees_and_another_does_not() {
         let here = Index::new(algorithm, &pool, &KEY);
         let there = Index::new(algorithm, &pool, &KEY);
         let foreign = Index::new(algorithm, &pool, &HashKey([4; 16]));
-        let picks =
-            |index: &Index| -> Vec<_> { (0..100).map(|n| address(index, &pool, key(n))).collect() };
+        let picks = |index: &Index| -> Vec<_> {
+            (0..100).map(|n| address(index, &pool, mixed(n))).collect()
+        };
         assert_eq!(picks(&here), picks(&there));
         assert_ne!(picks(&here), picks(&foreign));
     }

@@ -84,6 +84,9 @@ pub struct TableBuilder {
     /// The table as it would be frozen now.
     next: Table,
     slots: BTreeMap<FrontendKey, Slot>,
+    /// Slots of frontends removed since the last freeze. One that comes back before the next takes
+    /// its own again: to the workers it has never been away, and its listeners stay open.
+    removed: BTreeMap<FrontendKey, Slot>,
     /// Slots below the highest that nobody has. The lowest is given first: slots stay dense.
     free: BTreeSet<Slot>,
 }
@@ -99,7 +102,22 @@ impl TableBuilder {
                 len: 0,
             },
             slots: BTreeMap::new(),
+            removed: BTreeMap::new(),
             free: BTreeSet::new(),
+        }
+    }
+
+    /// A builder that goes on where `table` ends: its frontends keep their slots, and the next
+    /// generation follows its. Costs what the table holds.
+    pub fn resume(table: &Table) -> TableBuilder {
+        let slots: BTreeMap<_, _> = table.iter().map(|(slot, f)| (f.key, slot)).collect();
+        let used: BTreeSet<Slot> = slots.values().copied().collect();
+        let end = used.last().map_or(0, |slot| slot.0 + 1);
+        TableBuilder {
+            next: table.clone(),
+            slots,
+            free: (0..end).map(Slot).filter(|s| !used.contains(s)).collect(),
+            removed: BTreeMap::new(),
         }
     }
 
@@ -150,13 +168,19 @@ impl TableBuilder {
 
     /// Takes the frontend out; answers whether it was there.
     pub fn remove(&mut self, key: &FrontendKey) -> bool {
-        let Some(slot) = self.slots.remove(&canonical(*key)) else {
+        let key = canonical(*key);
+        let Some(slot) = self.slots.remove(&key) else {
             return false;
         };
         self.next.frontends.set(slot.0, None);
         self.next.len -= 1;
-        self.free.insert(slot);
+        self.removed.insert(key, slot);
         true
+    }
+
+    /// Every frontend that stands in the next table.
+    pub fn keys(&self) -> impl Iterator<Item = FrontendKey> {
+        self.slots.keys().copied()
     }
 
     /// The slot of a frontend that stands in the next table.
@@ -169,8 +193,11 @@ impl TableBuilder {
         self.next.get(self.slot(key)?)
     }
 
-    /// The table as it is now, one generation on. Costs one `Arc`, whatever the size.
+    /// The table as it is now, one generation on. Costs one `Arc` and what was
+    /// removed, whatever the size.
     pub fn freeze(&mut self) -> Arc<Table> {
+        self.free
+            .extend(std::mem::take(&mut self.removed).into_values());
         self.next.generation += 1;
         Arc::new(self.next.clone())
     }
@@ -179,9 +206,14 @@ impl TableBuilder {
         if let Some(slot) = self.slots.get(&key) {
             return *slot;
         }
-        // With no free slot below, the used ones are 0..len. A table never has 2^32 frontends:
-        // they would be many times the memory of any machine.
-        let slot = self.free.pop_first().unwrap_or(Slot(self.next.len as u32));
+        // With no free slot below, the used and the removed ones are 0 to their number. A table
+        // never has 2^32 frontends: they would be many times the memory of any machine.
+        let given = self.next.len + self.removed.len();
+        let slot = self
+            .removed
+            .remove(&key)
+            .or_else(|| self.free.pop_first())
+            .unwrap_or(Slot(given as u32));
         self.slots.insert(key, slot);
         self.next.len += 1;
         slot

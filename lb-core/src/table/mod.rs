@@ -182,9 +182,10 @@ impl Table {
         self.len == 0
     }
 
-    /// Calls `changed(slot, before, after)` for every frontend that is not the same in both, by
-    /// slot. Both are `Some` only for one frontend (one key) that changed; a slot that passed to
-    /// another frontend is told in two calls, first what ended, then what began.
+    /// Calls `changed(slot, before, after)` for every frontend that is not the same in both. Both
+    /// are `Some` only for one frontend (one key) that changed in its slot; else one ended, or one
+    /// began. Whatever ended or changed comes first, then what began, each by slot: a slot that
+    /// passed to another frontend, and a frontend that moved to another slot, end before they begin.
     ///
     /// Costs what differs, not what there is: parts shared by pointer are not entered.
     pub fn diff<'a>(
@@ -192,15 +193,24 @@ impl Table {
         new: &'a Table,
         mut changed: impl FnMut(Slot, Option<&'a Arc<Frontend>>, Option<&'a Arc<Frontend>>),
     ) {
+        let mut began = Vec::new();
         Radix::diff(&old.frontends, &new.frontends, |i, before, after| {
+            let slot = Slot(i);
             match (before, after) {
-                (Some(a), Some(b)) if a.key != b.key => {
-                    changed(Slot(i), before, None);
-                    changed(Slot(i), None, after);
+                (Some(a), Some(b)) if a.key == b.key => changed(slot, before, after),
+                _ => {
+                    if before.is_some() {
+                        changed(slot, before, None);
+                    }
+                    if after.is_some() {
+                        began.push((slot, after));
+                    }
                 }
-                _ => changed(Slot(i), before, after),
             }
         });
+        for (slot, after) in began {
+            changed(slot, None, after);
+        }
     }
 }
 
@@ -213,3 +223,6 @@ impl PartialEq for Table {
 }
 
 impl Eq for Table {}
+
+#[cfg(test)]
+mod tests;

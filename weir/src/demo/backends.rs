@@ -46,12 +46,23 @@ impl Backend {
     /// The port is taken there.
     pub async fn start(n: usize, address: Ipv4Addr, port: u16) -> anyhow::Result<Backend> {
         let at = SocketAddr::from((address, port));
-        let listener = TcpListener::bind(at).await.with_context(|| format!("no backend can listen at {at}/tcp"))?;
-        let socket = UdpSocket::bind(at).await.with_context(|| format!("no backend can listen at {at}/udp"))?;
+        let listener = TcpListener::bind(at)
+            .await
+            .with_context(|| format!("no backend can listen at {at}/tcp"))?;
+        let socket = UdpSocket::bind(at)
+            .await
+            .with_context(|| format!("no backend can listen at {at}/udp"))?;
         let served = Arc::new(Served::default());
         let acceptor = tokio::spawn(accept(listener, served.clone()));
         let answerer = tokio::spawn(answer(socket, served.clone()));
-        Ok(Backend { name: format!("backend-{n}"), address, served, acceptor, answerer, leaves: None })
+        Ok(Backend {
+            name: format!("backend-{n}"),
+            address,
+            served,
+            acceptor,
+            answerer,
+            leaves: None,
+        })
     }
 
     /// It left the slice; its process stays until `at`.

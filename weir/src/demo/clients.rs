@@ -64,10 +64,22 @@ impl Tally {
 pub fn start(tcp: SocketAddr, udp: SocketAddr, tally: &Arc<Tally>) -> JoinSet<()> {
     let mut clients = JoinSet::new();
     for n in 0..VISITORS {
-        clients.spawn(reside(tcp, tally.clone(), n as u64, 1, Duration::from_millis(40)));
+        clients.spawn(reside(
+            tcp,
+            tally.clone(),
+            n as u64,
+            1,
+            Duration::from_millis(40),
+        ));
     }
     for n in 0..RESIDENTS {
-        clients.spawn(reside(tcp, tally.clone(), 1000 + n as u64, STAY, Duration::ZERO));
+        clients.spawn(reside(
+            tcp,
+            tally.clone(),
+            1000 + n as u64,
+            STAY,
+            Duration::ZERO,
+        ));
     }
     for n in 0..FLOWS {
         clients.spawn(ping(udp, tally.clone(), n as u64));
@@ -79,7 +91,10 @@ pub fn start(tcp: SocketAddr, udp: SocketAddr, tally: &Arc<Tally>) -> JoinSet<()
 async fn reside(vip: SocketAddr, tally: Arc<Tally>, id: u64, stay: u64, between: Duration) {
     let mut serial = id << 32;
     while tally.goes_on() {
-        match timeout(PATIENCE * 4, visit(vip, &tally, stay, &mut serial)).await.unwrap_or_else(|_| Err(late())) {
+        match timeout(PATIENCE * 4, visit(vip, &tally, stay, &mut serial))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+        {
             Ok(()) => {
                 tally.connections.fetch_add(1, Ordering::Relaxed);
             }
@@ -90,7 +105,9 @@ async fn reside(vip: SocketAddr, tally: Arc<Tally>, id: u64, stay: u64, between:
 }
 
 async fn visit(vip: SocketAddr, tally: &Tally, stay: u64, serial: &mut u64) -> std::io::Result<()> {
-    let mut stream = timeout(PATIENCE, TcpStream::connect(vip)).await.unwrap_or_else(|_| Err(late()))?;
+    let mut stream = timeout(PATIENCE, TcpStream::connect(vip))
+        .await
+        .unwrap_or_else(|_| Err(late()))?;
     stream.set_nodelay(true)?;
     for turn in 0..stay {
         if turn > 0 && !tally.goes_on() {
@@ -100,7 +117,9 @@ async fn visit(vip: SocketAddr, tally: &Tally, stay: u64, serial: &mut u64) -> s
         let request = words(*serial);
         let mut reply = [0; REQUEST];
         stream.write_all(&request).await?;
-        timeout(PATIENCE, stream.read_exact(&mut reply)).await.unwrap_or_else(|_| Err(late()))?;
+        timeout(PATIENCE, stream.read_exact(&mut reply))
+            .await
+            .unwrap_or_else(|_| Err(late()))?;
         if reply != request {
             return Err(std::io::Error::other("the answer is not what was sent"));
         }
@@ -110,7 +129,10 @@ async fn visit(vip: SocketAddr, tally: &Tally, stay: u64, serial: &mut u64) -> s
         }
     }
     stream.shutdown().await?;
-    match timeout(PATIENCE, stream.read(&mut [0])).await.unwrap_or_else(|_| Err(late()))? {
+    match timeout(PATIENCE, stream.read(&mut [0]))
+        .await
+        .unwrap_or_else(|_| Err(late()))?
+    {
         0 => Ok(()),
         _ => Err(std::io::Error::other("bytes after the last answer")),
     }
@@ -125,7 +147,10 @@ async fn ping(vip: SocketAddr, tally: Arc<Tally>, id: u64) {
     };
     while tally.goes_on() {
         serial += 1;
-        match timeout(PATIENCE, exchange(&socket, &words(serial))).await.unwrap_or_else(|_| Err(late())) {
+        match timeout(PATIENCE, exchange(&socket, &words(serial)))
+            .await
+            .unwrap_or_else(|_| Err(late()))
+        {
             Ok(()) => {
                 tally.datagrams.fetch_add(1, Ordering::Relaxed);
             }
@@ -157,7 +182,12 @@ async fn exchange(socket: &UdpSocket, datagram: &[u8; REQUEST]) -> std::io::Resu
 fn words(serial: u64) -> [u8; REQUEST] {
     let mut request = [0; REQUEST];
     for (n, chunk) in request.chunks_exact_mut(8).enumerate() {
-        chunk.copy_from_slice(&serial.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(n as u32 * 7).to_le_bytes());
+        chunk.copy_from_slice(
+            &serial
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(n as u32 * 7)
+                .to_le_bytes(),
+        );
     }
     request[..8].copy_from_slice(&serial.to_le_bytes());
     request

@@ -42,14 +42,25 @@ const ADDRESSES: usize = 200;
 ///
 /// The appliance or a backend cannot start.
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
     let place = Place::find()?;
     let tally = runtime.block_on(roll(&place, args.seconds.map(Duration::from_secs)))?;
     println!("\n{}", screen::totals(&tally));
-    for loss in tally.losses.lock().into_iter().flat_map(|losses| losses.clone()) {
+    for loss in tally
+        .losses
+        .lock()
+        .into_iter()
+        .flat_map(|losses| losses.clone())
+    {
         println!("  lost: {loss}");
     }
-    let (lost, answered) = (tally.lost.load(Ordering::Relaxed), tally.requests.load(Ordering::Relaxed));
+    let (lost, answered) = (
+        tally.lost.load(Ordering::Relaxed),
+        tally.requests.load(Ordering::Relaxed),
+    );
     if lost == 0 && answered > 0 {
         println!("Nothing was lost.");
         return Ok(ExitCode::SUCCESS);
@@ -80,8 +91,14 @@ impl Place {
             })
             .context("no port of 127.0.0.0/8 is free for TCP and UDP")?;
         let dir = std::env::temp_dir().join(format!("weir-demo-{}", std::process::id()));
-        std::fs::create_dir_all(dir.join("manifests")).with_context(|| format!("cannot make {}", dir.display()))?;
-        Ok(Place { dir, vip, port, net })
+        std::fs::create_dir_all(dir.join("manifests"))
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+        Ok(Place {
+            dir,
+            vip,
+            port,
+            net,
+        })
     }
 
     fn backend(&self, n: usize) -> Ipv4Addr {
@@ -89,14 +106,21 @@ impl Place {
     }
 
     fn settings(&self) -> anyhow::Result<Settings> {
-        Settings::demo(&self.dir.join("manifests"), &self.dir.join("state"), &self.dir.join("admin.sock"), IpAddr::V4(self.vip), &format!("127.{}.0.0/16", self.net))
+        Settings::demo(
+            &self.dir.join("manifests"),
+            &self.dir.join("state"),
+            &self.dir.join("admin.sock"),
+            IpAddr::V4(self.vip),
+            &format!("127.{}.0.0/16", self.net),
+        )
     }
 
     /// Writes the Service and its slice, in one step.
     fn publish(&self, endpoints: &[(Ipv4Addr, Stage)]) -> anyhow::Result<()> {
         let temporary = self.dir.join("demo.yaml.tmp");
         std::fs::write(&temporary, manifest(self.port, endpoints))?;
-        std::fs::rename(&temporary, self.dir.join("manifests/demo.yaml")).context("cannot write the demo's manifest")
+        std::fs::rename(&temporary, self.dir.join("manifests/demo.yaml"))
+            .context("cannot write the demo's manifest")
     }
 }
 
@@ -113,7 +137,11 @@ fn manifest(port: u16, endpoints: &[(Ipv4Addr, Stage)]) -> String {
     );
     for (address, stage) in endpoints {
         let ready = *stage == Stage::Ready;
-        let _ = writeln!(text, "- {{addresses: [{address}], conditions: {{ready: {ready}, serving: true, terminating: {}}}}}", !ready);
+        let _ = writeln!(
+            text,
+            "- {{addresses: [{address}], conditions: {{ready: {ready}, serving: true, terminating: {}}}}}",
+            !ready
+        );
     }
     text
 }
@@ -122,7 +150,10 @@ fn manifest(port: u16, endpoints: &[(Ipv4Addr, Stage)]) -> String {
 async fn roll(place: &Place, limit: Option<Duration>) -> anyhow::Result<Arc<Tally>> {
     let mut backends = Vec::new();
     for n in 0..READY {
-        backends.push((Backend::start(n, place.backend(n), place.port).await?, Stage::Ready));
+        backends.push((
+            Backend::start(n, place.backend(n), place.port).await?,
+            Stage::Ready,
+        ));
     }
     place.publish(&listed(&backends))?;
     let appliance = Appliance::start(place.settings()?)?;
@@ -131,7 +162,10 @@ async fn roll(place: &Place, limit: Option<Duration>) -> anyhow::Result<Arc<Tall
 
     let tally = Arc::new(Tally::default());
     let mut clients = clients::start(vip, vip, &tally);
-    let title = format!("Weir {} in front of {READY} backends at {vip}, TCP and UDP. Ctrl-C ends.", env!("CARGO_PKG_VERSION"));
+    let title = format!(
+        "Weir {} in front of {READY} backends at {vip}, TCP and UDP. Ctrl-C ends.",
+        env!("CARGO_PKG_VERSION")
+    );
     let (mut screen, begun, mut stepped) = (Screen::new(), Instant::now(), Instant::now());
     let mut steps: VecDeque<usize> = VecDeque::new();
     let mut rolled = 0;
@@ -159,7 +193,11 @@ async fn roll(place: &Place, limit: Option<Duration>) -> anyhow::Result<Arc<Tall
 
 /// One step of the roll, as a Deployment does it: a new backend is ready, the oldest terminates; a
 /// step later the oldest is out of the slice. Returns how many were replaced.
-async fn step(place: &Place, backends: &mut Vec<(Backend, Stage)>, steps: &mut VecDeque<usize>) -> anyhow::Result<usize> {
+async fn step(
+    place: &Place,
+    backends: &mut Vec<(Backend, Stage)>,
+    steps: &mut VecDeque<usize>,
+) -> anyhow::Result<usize> {
     if let Some(old) = steps.pop_front() {
         backends[old].1 = Stage::Removed;
         backends[old].0.leave(Instant::now() + GRACE);
@@ -174,8 +212,14 @@ async fn step(place: &Place, backends: &mut Vec<(Backend, Stage)>, steps: &mut V
         // Its address is still in use: wait.
         return Ok(0);
     }
-    backends.push((Backend::start(n, place.backend(n), place.port).await?, Stage::Ready));
-    if let Some(old) = backends.iter().position(|(_, stage)| *stage == Stage::Ready) {
+    backends.push((
+        Backend::start(n, place.backend(n), place.port).await?,
+        Stage::Ready,
+    ));
+    if let Some(old) = backends
+        .iter()
+        .position(|(_, stage)| *stage == Stage::Ready)
+    {
         backends[old].1 = Stage::Terminating;
         steps.push_back(old);
     }
@@ -194,7 +238,10 @@ fn listed(backends: &[(Backend, Stage)]) -> Vec<(Ipv4Addr, Stage)> {
 /// A pod ends when its connections have.
 fn end_the_empty(backends: &mut [(Backend, Stage)]) {
     for (backend, stage) in backends {
-        if *stage == Stage::Removed && backend.may_end(Instant::now()) && backend.served.open.load(Ordering::Relaxed) == 0 {
+        if *stage == Stage::Removed
+            && backend.may_end(Instant::now())
+            && backend.served.open.load(Ordering::Relaxed) == 0
+        {
             backend.close();
             *stage = Stage::Ended;
         }
@@ -204,7 +251,11 @@ fn end_the_empty(backends: &mut [(Backend, Stage)]) {
 async fn wait_ready(appliance: &Appliance) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     while !appliance.ready() {
-        anyhow::ensure!(Instant::now() < deadline, "the appliance was not ready within 10 s: {}", appliance.why_not_ready());
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "the appliance was not ready within 10 s: {}",
+            appliance.why_not_ready()
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())

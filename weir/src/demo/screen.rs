@@ -47,19 +47,41 @@ const ROWS: usize = 10;
 impl Screen {
     /// A new one on standard output.
     pub fn new() -> Screen {
-        Screen { begun: Instant::now(), terminal: std::io::stdout().is_terminal(), drawn: 0, last_line: None }
+        Screen {
+            begun: Instant::now(),
+            terminal: std::io::stdout().is_terminal(),
+            drawn: 0,
+            last_line: None,
+        }
     }
 
     /// Shows how things stand.
-    pub fn show(&mut self, title: &str, backends: &[(Backend, Stage)], tally: &Tally, rolled: usize) {
+    pub fn show(
+        &mut self,
+        title: &str,
+        backends: &[(Backend, Stage)],
+        tally: &Tally,
+        rolled: usize,
+    ) {
         let text = if self.terminal {
             let text = self.table(title, backends, tally, rolled);
             // Back to the first line of what was drawn before, then over it.
-            let up = if self.drawn > 0 { format!("\x1b[{}A", self.drawn) } else { String::new() };
+            let up = if self.drawn > 0 {
+                format!("\x1b[{}A", self.drawn)
+            } else {
+                String::new()
+            };
             self.drawn = text.lines().count();
-            format!("{up}{}", text.lines().fold(String::new(), |all, line| all + line + "\x1b[K\n"))
+            format!(
+                "{up}{}",
+                text.lines()
+                    .fold(String::new(), |all, line| all + line + "\x1b[K\n")
+            )
         } else {
-            if self.last_line.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            if self
+                .last_line
+                .is_some_and(|last| last.elapsed() < Duration::from_secs(1))
+            {
                 return;
             }
             self.last_line = Some(Instant::now());
@@ -71,12 +93,28 @@ impl Screen {
     }
 
     fn line(&self, backends: &[(Backend, Stage)], tally: &Tally, rolled: usize) -> String {
-        let ready = backends.iter().filter(|(_, stage)| *stage == Stage::Ready).count();
-        format!("{:>4.0}s  {ready} backends ready, {rolled} replaced;  {}\n", self.begun.elapsed().as_secs_f64(), totals(tally))
+        let ready = backends
+            .iter()
+            .filter(|(_, stage)| *stage == Stage::Ready)
+            .count();
+        format!(
+            "{:>4.0}s  {ready} backends ready, {rolled} replaced;  {}\n",
+            self.begun.elapsed().as_secs_f64(),
+            totals(tally)
+        )
     }
 
-    fn table(&self, title: &str, backends: &[(Backend, Stage)], tally: &Tally, rolled: usize) -> String {
-        let mut text = format!("{title}\n\n  {:<12} {:<13} {:<12} {:>6} {:>12} {:>10} {:>10}\n", "BACKEND", "ADDRESS", "STATE", "OPEN", "CONNECTIONS", "REQUESTS", "DATAGRAMS");
+    fn table(
+        &self,
+        title: &str,
+        backends: &[(Backend, Stage)],
+        tally: &Tally,
+        rolled: usize,
+    ) -> String {
+        let mut text = format!(
+            "{title}\n\n  {:<12} {:<13} {:<12} {:>6} {:>12} {:>10} {:>10}\n",
+            "BACKEND", "ADDRESS", "STATE", "OPEN", "CONNECTIONS", "REQUESTS", "DATAGRAMS"
+        );
         let first = backends.len().saturating_sub(ROWS);
         for (backend, stage) in &backends[first..] {
             let (on, off) = match stage {
@@ -100,7 +138,12 @@ impl Screen {
         for _ in backends.len()..ROWS {
             text.push('\n');
         }
-        let _ = writeln!(text, "\n  {:.0} s, {rolled} backends replaced.  {}", self.begun.elapsed().as_secs_f64(), totals(tally));
+        let _ = writeln!(
+            text,
+            "\n  {:.0} s, {rolled} backends replaced.  {}",
+            self.begun.elapsed().as_secs_f64(),
+            totals(tally)
+        );
         text
     }
 }

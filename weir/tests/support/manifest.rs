@@ -85,16 +85,28 @@ impl Service {
     }
 
     pub fn dual_stack(self) -> Service {
-        self.spec("ipFamilyPolicy: RequireDualStack").spec("ipFamilies: [IPv4, IPv6]")
+        self.spec("ipFamilyPolicy: RequireDualStack")
+            .spec("ipFamilies: [IPv4, IPv6]")
     }
 
     /// One slice with these ready endpoints, every port of the Service mapped to `port`.
-    pub fn endpoints<A: ToString>(mut self, addresses: impl IntoIterator<Item = A>, port: u16) -> Service {
-        let endpoints: Vec<Endpoint> = addresses.into_iter().map(|a| ready(&a.to_string())).collect();
+    pub fn endpoints<A: ToString>(
+        mut self,
+        addresses: impl IntoIterator<Item = A>,
+        port: u16,
+    ) -> Service {
+        let endpoints: Vec<Endpoint> = addresses
+            .into_iter()
+            .map(|a| ready(&a.to_string()))
+            .collect();
         let v6 = endpoints.first().is_some_and(|e| e.address.contains(':'));
         self.slices.push(Slice {
             family: if v6 { "IPv6" } else { "IPv4" },
-            ports: self.ports.iter().map(|(name, protocol, _)| (name.clone(), *protocol, port)).collect(),
+            ports: self
+                .ports
+                .iter()
+                .map(|(name, protocol, _)| (name.clone(), *protocol, port))
+                .collect(),
             endpoints,
         });
         self
@@ -119,7 +131,10 @@ impl Service {
         if !self.ports.is_empty() {
             out += "  ports:\n";
             for (name, protocol, port) in &self.ports {
-                let _ = writeln!(out, "  - {{name: {name}, protocol: {protocol}, port: {port}}}");
+                let _ = writeln!(
+                    out,
+                    "  - {{name: {name}, protocol: {protocol}, port: {port}}}"
+                );
             }
         }
         for (n, slice) in self.slices.iter().enumerate() {
@@ -137,7 +152,10 @@ impl Slice {
             self.family
         );
         for (name, protocol, port) in &self.ports {
-            let _ = writeln!(out, "- {{name: {name}, protocol: {protocol}, port: {port}}}");
+            let _ = writeln!(
+                out,
+                "- {{name: {name}, protocol: {protocol}, port: {port}}}"
+            );
         }
         if self.endpoints.is_empty() {
             out += "endpoints: []\n";
@@ -156,13 +174,22 @@ impl Slice {
 }
 
 pub fn ready(address: &str) -> Endpoint {
-    Endpoint { address: address.into(), conditions: "ready: true, serving: true, terminating: false".into() }
+    Endpoint {
+        address: address.into(),
+        conditions: "ready: true, serving: true, terminating: false".into(),
+    }
 }
 
 pub fn not_ready(address: &str) -> Endpoint {
-    Endpoint { address: address.into(), conditions: "ready: false, serving: false, terminating: false".into() }
+    Endpoint {
+        address: address.into(),
+        conditions: "ready: false, serving: false, terminating: false".into(),
+    }
 }
 
 pub fn terminating(address: &str) -> Endpoint {
-    Endpoint { address: address.into(), conditions: "ready: false, serving: true, terminating: true".into() }
+    Endpoint {
+        address: address.into(),
+        conditions: "ready: false, serving: true, terminating: true".into(),
+    }
 }

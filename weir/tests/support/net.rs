@@ -17,7 +17,9 @@ pub struct Net {
 
 impl Net {
     fn new(lab: &str, role: &str) -> Net {
-        let net = Net { name: format!("{lab}-{role}") };
+        let net = Net {
+            name: format!("{lab}-{role}"),
+        };
         ip(&["netns", "add", &net.name]);
         net.ip(&["link", "set", "lo", "up"]);
         for (key, value) in [
@@ -81,7 +83,10 @@ impl Net {
     }
 
     /// Runs `f` on a thread inside. Sockets that it makes belong to the namespace for ever.
-    pub fn spawn<T: Send + 'static>(&self, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        f: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
         let handle = File::open(format!("/run/netns/{}", self.name)).unwrap();
         std::thread::spawn(move || {
             move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
@@ -92,7 +97,9 @@ impl Net {
 
 impl Drop for Net {
     fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+        let _ = Command::new("ip")
+            .args(["netns", "del", &self.name])
+            .output();
     }
 }
 
@@ -113,8 +120,16 @@ pub const PODS: u16 = 40;
 impl Lab {
     pub fn new() -> Lab {
         sweep();
-        let id = format!("wt{}x{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let lab = Lab { client: Net::new(&id, "c"), lb: Net::new(&id, "l"), server: Net::new(&id, "s") };
+        let id = format!(
+            "wt{}x{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let lab = Lab {
+            client: Net::new(&id, "c"),
+            lb: Net::new(&id, "l"),
+            server: Net::new(&id, "s"),
+        };
         join(&lab.client, "eth0", &lab.lb, "front");
         join(&lab.server, "eth0", &lab.lb, "back");
         for (net, device, addresses) in [
@@ -135,18 +150,26 @@ impl Lab {
         ip_batch(&lab.server, &batch);
         // Clients may also come by many addresses, and by way of the appliance to the servers
         // themselves (to compare).
-        lab.client.ip(&["route", "add", "10.2.0.0/24", "via", "10.1.0.1"]);
-        lab.server.ip(&["route", "add", "10.1.0.0/24", "via", "10.2.0.1"]);
+        lab.client
+            .ip(&["route", "add", "10.2.0.0/24", "via", "10.1.0.1"]);
+        lab.server
+            .ip(&["route", "add", "10.1.0.0/24", "via", "10.2.0.1"]);
         lab
     }
 
     /// Gives the client `count` more IPv4 addresses, 10.1.1.0 upwards, and returns them.
     pub fn more_clients(&self, count: u16) -> Vec<std::net::Ipv4Addr> {
-        let all: Vec<_> = (0..count).map(|n| std::net::Ipv4Addr::new(10, 1, 1 + (n >> 8) as u8, n as u8)).collect();
-        let batch: String = all.iter().map(|a| format!("addr add {a}/32 dev eth0\n")).collect();
+        let all: Vec<_> = (0..count)
+            .map(|n| std::net::Ipv4Addr::new(10, 1, 1 + (n >> 8) as u8, n as u8))
+            .collect();
+        let batch: String = all
+            .iter()
+            .map(|a| format!("addr add {a}/32 dev eth0\n"))
+            .collect();
         ip_batch(&self.client, &batch);
         for net in 1..=(1 + (count >> 8)) {
-            self.lb.ip(&["route", "add", &format!("10.1.{net}.0/24"), "dev", "front"]);
+            self.lb
+                .ip(&["route", "add", &format!("10.1.{net}.0/24"), "dev", "front"]);
         }
         all
     }
@@ -163,7 +186,10 @@ pub fn pod_v6(n: u16) -> std::net::Ipv6Addr {
 }
 
 fn join(a: &Net, a_device: &str, b: &Net, b_device: &str) {
-    ip(&["link", "add", a_device, "netns", &a.name, "type", "veth", "peer", "name", b_device, "netns", &b.name]);
+    ip(&[
+        "link", "add", a_device, "netns", &a.name, "type", "veth", "peer", "name", b_device,
+        "netns", &b.name,
+    ]);
     a.ip(&["link", "set", a_device, "up"]);
     b.ip(&["link", "set", b_device, "up"]);
 }
@@ -177,14 +203,26 @@ fn ip_batch(net: &Net, batch: &str) {
 #[track_caller]
 fn ip(args: &[&str]) {
     let output = Command::new("ip").args(args).output().unwrap();
-    assert!(output.status.success(), "ip {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "ip {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// Removes the namespaces of test processes that were killed.
 fn sweep() {
-    let Ok(names) = std::fs::read_dir("/run/netns") else { return };
-    for name in names.flatten().map(|e| e.file_name().to_string_lossy().into_owned()) {
-        let pid = name.strip_prefix("wt").and_then(|rest| rest.split('x').next()).and_then(|p| p.parse::<u32>().ok());
+    let Ok(names) = std::fs::read_dir("/run/netns") else {
+        return;
+    };
+    for name in names
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+    {
+        let pid = name
+            .strip_prefix("wt")
+            .and_then(|rest| rest.split('x').next())
+            .and_then(|p| p.parse::<u32>().ok());
         if let Some(pid) = pid
             && !std::path::Path::new(&format!("/proc/{pid}")).exists()
         {

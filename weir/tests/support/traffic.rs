@@ -37,19 +37,27 @@ impl TcpPod {
             let domain = socket2::Domain::for_address(address);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
             socket.set_reuse_address(true).unwrap();
-            socket.bind(&address.into()).unwrap_or_else(|e| panic!("bind {address}: {e}"));
+            socket
+                .bind(&address.into())
+                .unwrap_or_else(|e| panic!("bind {address}: {e}"));
             socket.listen(4096).unwrap();
             TcpListener::from(socket)
         });
         let accepted = Arc::new(AtomicU64::new(0));
         let live: Arc<Mutex<HashMap<u64, TcpStream>>> = Arc::default();
         let acceptor = {
-            let (listener, accepted, live) = (listener.try_clone().unwrap(), accepted.clone(), live.clone());
+            let (listener, accepted, live) = (
+                listener.try_clone().unwrap(),
+                accepted.clone(),
+                live.clone(),
+            );
             let handle = Arc::new(handle);
             std::thread::spawn(move || {
                 while let Ok((stream, _)) = listener.accept() {
                     let id = accepted.fetch_add(1, Ordering::Relaxed);
-                    let Ok(copy) = stream.try_clone() else { continue };
+                    let Ok(copy) = stream.try_clone() else {
+                        continue;
+                    };
                     live.lock().unwrap().insert(id, copy);
                     let (handle, live) = (handle.clone(), live.clone());
                     std::thread::spawn(move || {
@@ -59,7 +67,13 @@ impl TcpPod {
                 }
             })
         };
-        TcpPod { address, accepted, listener, live, acceptor: Some(acceptor) }
+        TcpPod {
+            address,
+            accepted,
+            listener,
+            live,
+            acceptor: Some(acceptor),
+        }
     }
 
     /// Says `name` and a newline, then echoes until the client's FIN, then closes.
@@ -153,7 +167,11 @@ pub fn dial(address: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// A TCP connection from one of the client's own addresses.
 pub fn dial_from(source: IpAddr, port: u16, address: SocketAddr) -> std::io::Result<TcpStream> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        None,
+    )?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::new(source, port).into())?;
     socket.connect_timeout(&address.into(), Duration::from_secs(5))?;
@@ -190,7 +208,9 @@ pub fn ask(address: SocketAddr) -> std::io::Result<String> {
 
 /// Sets RST as the way to close.
 pub fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .unwrap();
 }
 
 /// Bytes that differ at every offset and for every seed.
@@ -277,16 +297,25 @@ impl UdpPod {
         answer: impl Fn(&[u8], SocketAddr) -> Vec<Vec<u8>> + Send + 'static,
     ) -> UdpPod {
         let address = SocketAddr::new(address.into(), port);
-        let socket = net.run(move || UdpSocket::bind(address).unwrap_or_else(|e| panic!("bind {address}: {e}")));
+        let socket = net.run(move || {
+            UdpSocket::bind(address).unwrap_or_else(|e| panic!("bind {address}: {e}"))
+        });
         let _ = SockRef::from(&socket).set_recv_buffer_size(8 << 20);
-        socket.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let (received, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        socket
+            .set_read_timeout(Some(Duration::from_millis(20)))
+            .unwrap();
+        let (received, stop) = (
+            Arc::new(AtomicU64::new(0)),
+            Arc::new(AtomicBool::new(false)),
+        );
         let thread = {
             let (received, stop) = (received.clone(), stop.clone());
             std::thread::spawn(move || {
                 let mut buffer = vec![0; 65_536];
                 while !stop.load(Ordering::Relaxed) {
-                    let Ok((n, from)) = socket.recv_from(&mut buffer) else { continue };
+                    let Ok((n, from)) = socket.recv_from(&mut buffer) else {
+                        continue;
+                    };
                     received.fetch_add(1, Ordering::Relaxed);
                     for reply in answer(&buffer[..n], from) {
                         let _ = socket.send_to(&reply, from);
@@ -294,7 +323,12 @@ impl UdpPod {
                 }
             })
         };
-        UdpPod { address, received, stop, thread: Some(thread) }
+        UdpPod {
+            address,
+            received,
+            stop,
+            thread: Some(thread),
+        }
     }
 
     /// Answers each datagram with its own bytes.
@@ -333,11 +367,17 @@ impl Drop for UdpPod {
 pub fn udp(net: &Net, to: impl Into<SocketAddr>) -> UdpSocket {
     let to = to.into();
     net.run(move || {
-        let any: SocketAddr = if to.is_ipv4() { "0.0.0.0:0".parse().unwrap() } else { "[::]:0".parse().unwrap() };
+        let any: SocketAddr = if to.is_ipv4() {
+            "0.0.0.0:0".parse().unwrap()
+        } else {
+            "[::]:0".parse().unwrap()
+        };
         let socket = UdpSocket::bind(any).unwrap();
         let _ = SockRef::from(&socket).set_recv_buffer_size(4 << 20);
         socket.connect(to).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .unwrap();
         socket
     })
 }

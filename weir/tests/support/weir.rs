@@ -38,7 +38,13 @@ impl Weir {
     pub fn prepare() -> Start {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("manifests")).unwrap();
-        Start { dir, args: Vec::new(), env: Vec::new(), wrap: Vec::new(), stderr: None }
+        Start {
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            wrap: Vec::new(),
+            stderr: None,
+        }
     }
 
     pub fn manifests(&self) -> PathBuf {
@@ -61,11 +67,18 @@ impl Weir {
 
     /// One Service in a file of its name.
     pub fn apply(&self, service: &Service) {
-        self.write(&format!("{}.{}.yaml", service.namespace, service.name), &service.yaml());
+        self.write(
+            &format!("{}.{}.yaml", service.namespace, service.name),
+            &service.yaml(),
+        );
     }
 
     pub fn remove(&self, service: &Service) {
-        std::fs::remove_file(self.manifests().join(format!("{}.{}.yaml", service.namespace, service.name))).unwrap();
+        std::fs::remove_file(
+            self.manifests()
+                .join(format!("{}.{}.yaml", service.namespace, service.name)),
+        )
+        .unwrap();
     }
 
     /// Applies it and waits until it is served; its addresses.
@@ -92,7 +105,12 @@ impl Weir {
 
     /// Waits until its entry in the admin API satisfies `holds`; the entry.
     #[track_caller]
-    pub fn wait_service(&self, service: &Service, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub fn wait_service(
+        &self,
+        service: &Service,
+        what: &str,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Value {
         eventually_some(&format!("{}: {what}", service.name), SOON, || {
             self.service(service).filter(|entry| holds(entry))
         })
@@ -111,21 +129,30 @@ impl Weir {
                     message = reason["message"].as_str().unwrap().to_owned();
                 }
             }
-            assert!(std::time::Instant::now() < deadline, "{} never got the reason {code}: {last:#}", service.name);
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{} never got the reason {code}: {last:#}",
+                service.name
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
         message
     }
 
     pub fn service(&self, service: &Service) -> Option<Value> {
-        self.services()
-            .into_iter()
-            .find(|s| s["namespace"] == service.namespace.as_str() && s["name"] == service.name.as_str())
+        self.services().into_iter().find(|s| {
+            s["namespace"] == service.namespace.as_str() && s["name"] == service.name.as_str()
+        })
     }
 
     pub fn addresses(&self, service: &Service) -> Vec<IpAddr> {
         let entry = self.service(service).unwrap_or(Value::Null);
-        entry["addresses"].as_array().into_iter().flatten().map(|a| a.as_str().unwrap().parse().unwrap()).collect()
+        entry["addresses"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|a| a.as_str().unwrap().parse().unwrap())
+            .collect()
     }
 
     pub fn services(&self) -> Vec<Value> {
@@ -143,7 +170,8 @@ impl Weir {
 
     #[track_caller]
     pub fn request(&self, method: &str, path: &str) -> (u16, String) {
-        self.try_request(method, path).unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.log()))
+        self.try_request(method, path)
+            .unwrap_or_else(|e| panic!("{method} {path}: {e}\n{}", self.log()))
     }
 
     /// Does the admin socket answer at all?
@@ -159,13 +187,29 @@ impl Weir {
     fn try_request(&self, method: &str, path: &str) -> std::io::Result<(u16, String)> {
         let mut stream = UnixStream::connect(self.dir.path().join("admin.sock"))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")?;
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        )?;
         let mut text = Vec::new();
         stream.read_to_end(&mut text)?;
         let text = String::from_utf8_lossy(&text).into_owned();
-        let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
-        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?;
-        let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { dechunk(body) } else { body.into() };
+        let (head, body) = text
+            .split_once("\r\n\r\n")
+            .ok_or(std::io::ErrorKind::InvalidData)?;
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .ok_or(std::io::ErrorKind::InvalidData)?;
+        let body = if head
+            .to_ascii_lowercase()
+            .contains("transfer-encoding: chunked")
+        {
+            dechunk(body)
+        } else {
+            body.into()
+        };
         Ok((status, body))
     }
 
@@ -173,7 +217,10 @@ impl Weir {
     pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let (_, text) = self.get("/metrics");
         text.lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])))
+            .filter(|line| {
+                line.strip_prefix(name)
+                    .is_some_and(|rest| rest.starts_with(['{', ' ']))
+            })
             .filter(|line| labels.iter().all(|label| line.contains(label)))
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
@@ -216,7 +263,13 @@ impl Weir {
 
     fn again(&mut self) -> Start {
         let dir = std::mem::replace(&mut self.dir, tempfile::tempdir().unwrap());
-        Start { dir, args: Vec::new(), env: Vec::new(), wrap: Vec::new(), stderr: None }
+        Start {
+            dir,
+            args: Vec::new(),
+            env: Vec::new(),
+            wrap: Vec::new(),
+            stderr: None,
+        }
     }
 
     /// A line of /proc/PID/status, in its own unit.
@@ -228,13 +281,20 @@ impl Weir {
 
     /// How many descriptors it has open.
     pub fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).unwrap().count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
     }
 
     /// CPU time used so far by all its threads.
     pub fn cpu(&self) -> Duration {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+        let fields: Vec<&str> = text
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
         Duration::from_millis(ticks * 10)
     }
@@ -283,7 +343,11 @@ impl Start {
 
     /// A manifest that is there before the start.
     pub fn with(self, service: &Service) -> Start {
-        write(&self.dir.path().join("manifests"), &format!("{}.{}.yaml", service.namespace, service.name), &service.yaml());
+        write(
+            &self.dir.path().join("manifests"),
+            &format!("{}.{}.yaml", service.namespace, service.name),
+            &service.yaml(),
+        );
         self
     }
 
@@ -293,7 +357,11 @@ impl Start {
         let mut weir = self.spawn(net);
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         loop {
-            assert!(weir.try_exit().is_none(), "weir ended at start:\n{}", weir.log());
+            assert!(
+                weir.try_exit().is_none(),
+                "weir ended at start:\n{}",
+                weir.log()
+            );
             if matches!(weir.try_request("GET", "/readyz"), Ok((200, _))) {
                 return weir;
             }
@@ -314,7 +382,11 @@ impl Start {
         words.extend(["--admin".into(), format!("unix:{}", path("admin.sock"))]);
         words.extend(["--state-dir".into(), path("state")]);
         words.append(&mut self.args);
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(path("log")).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path("log"))
+            .unwrap();
         let mut command: Command = net.command(&words[0]);
         command
             .args(&words[1..])
@@ -322,7 +394,10 @@ impl Start {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(self.stderr.take().unwrap_or_else(|| log.into()));
-        Weir { child: command.spawn().unwrap(), dir: self.dir }
+        Weir {
+            child: command.spawn().unwrap(),
+            dir: self.dir,
+        }
     }
 }
 
@@ -336,7 +411,9 @@ fn write(dir: &Path, file: &str, text: &str) {
 fn dechunk(mut body: &str) -> String {
     let mut out = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else { break };
+        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
+            break;
+        };
         if size == 0 || rest.len() < size {
             break;
         }
@@ -348,5 +425,7 @@ fn dechunk(mut body: &str) -> String {
 
 /// Waits until the admin socket answers nothing more, used after a stop.
 pub fn gone(path: &Path) {
-    eventually("the admin socket is gone", SOON, || UnixStream::connect(path).is_err());
+    eventually("the admin socket is gone", SOON, || {
+        UnixStream::connect(path).is_err()
+    });
 }

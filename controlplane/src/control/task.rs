@@ -1,0 +1,354 @@
+//! The loop of the control task, on a runtime of its own: waits, lets bursts settle, and does for
+//! real what `line` decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_core::table::{FrontendKey, Slot};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::files::{StatusFiles, word};
+use super::line::{Line, Turn};
+use super::sources::{Sources, changed, problems, source_ended};
+use super::vips::Vips;
+use super::{Command, Keep, Settings};
+use crate::allocate::Allocator;
+use crate::compile::Compiler;
+use crate::object::{Event, Key, SourceId};
+use crate::publish::Publisher;
+use crate::reason::Reason;
+use crate::source::scan::KINDS;
+use crate::source::{Level, Problem};
+use crate::status::{Front, Histogram, Snapshot, State, Statuses};
+
+/// A burst is over when nothing came for this long.
+const QUIET: Duration = Duration::from_millis(3);
+/// And is decided on after this at the latest, over or not.
+const LONGEST_BURST: Duration = Duration::from_millis(30);
+/// Events that wait for the task; a source that is faster waits.
+const EVENTS: usize = 4096;
+/// An address is served once it is written down, or the disk had this long to do so.
+const WRITE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Runs until it is told to stop.
+pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
+    let (events, mut waiting) = mpsc::channel(EVENTS);
+    let Sources {
+        mut tasks,
+        rescan,
+        mut said,
+    } = Sources::start(settings, &events);
+    let mut task = Task::new(settings, keep).await;
+    task.show();
+    let mut burst: Option<Burst> = None;
+    let mut batch = Vec::new();
+    let reported = Arc::clone(&task.keep.reported);
+    loop {
+        let due = burst.as_ref().map(Burst::due);
+        tokio::select! {
+            biased;
+            command = task.keep.commands.recv() => match command {
+                Some(Command::Rescan) => rescan.iter().for_each(|rescan| rescan.notify_one()),
+                Some(Command::ConfirmDeletions) => task.confirm_deletions(),
+                Some(Command::Stop) | None => return task.vips.release_all().await,
+                #[cfg(test)]
+                Some(Command::Panic) => panic!("planted"),
+            },
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                if let Some(burst) = burst.take() {
+                    task.decide(burst.first.into_std());
+                }
+            }
+            () = reported.notified() => task.hear(),
+            () = task.vips.changed() => task.placed(),
+            () = task.vips.due() => task.let_go(),
+            _ = waiting.recv_many(&mut batch, EVENTS) => {
+                Burst::note(&mut burst);
+                task.take(&mut batch);
+            }
+            () = changed(&mut said) => task.problems(problems(&mut said)),
+            Some(ended) = tasks.join_next(), if !tasks.is_empty() => source_ended(ended),
+        }
+    }
+}
+
+/// Events that came close together.
+struct Burst {
+    first: Instant,
+    last: Instant,
+}
+
+impl Burst {
+    fn note(burst: &mut Option<Burst>) {
+        let now = Instant::now();
+        let first = burst.as_ref().map_or(now, |burst| burst.first);
+        *burst = Some(Burst { first, last: now });
+    }
+
+    fn due(&self) -> Instant {
+        (self.last + QUIET).min(self.first + LONGEST_BURST)
+    }
+}
+
+struct Task<'a> {
+    keep: &'a mut Keep,
+    settings: &'a Settings,
+    line: Line,
+    publisher: Publisher,
+    vips: Vips,
+    statuses: Statuses,
+    files: Option<StatusFiles>,
+    problems: Arc<[Problem]>,
+    /// What the sources say of single Services.
+    said: BTreeMap<Key, BTreeSet<Reason>>,
+    programming: Histogram,
+    held: usize,
+}
+
+impl Task<'_> {
+    async fn new<'a>(settings: &'a Settings, keep: &'a mut Keep) -> Task<'a> {
+        let expected = settings
+            .directories
+            .iter()
+            .flat_map(|directory| KINDS.map(|kind| (directory.source, kind)));
+        let line = Line::new(
+            settings.rules.clone(),
+            expected.collect::<Vec<_>>(),
+            Allocator::new(
+                settings.pools.clone(),
+                Arc::unwrap_or_clone(Arc::clone(&keep.record)),
+            ),
+            Compiler::resume(&keep.table, settings.defaults.clone()),
+        );
+        let publisher = Publisher::new(keep.plane.clone(), Arc::clone(&keep.table));
+        let before = keep.board.snapshot();
+        Task {
+            files: settings.status_dir.as_deref().map(StatusFiles::new),
+            settings,
+            line,
+            publisher,
+            vips: Vips::start(settings.vip_interface.clone(), settings.drain_timeout).await,
+            statuses: Statuses::default(),
+            problems: Arc::default(),
+            said: BTreeMap::new(),
+            programming: before.programming.clone(),
+            held: 0,
+            keep,
+        }
+    }
+
+    fn take(&mut self, batch: &mut Vec<(SourceId, Event)>) {
+        for (source, event) in batch.drain(..) {
+            self.line.apply(source, event);
+        }
+    }
+
+    /// Decides on what changed, does it, and shows it.
+    fn decide(&mut self, since: std::time::Instant) {
+        if self.settings.confirm_deletions {
+            self.line.confirm_deletions();
+        }
+        let Turn {
+            table,
+            touched,
+            record,
+            vips,
+        } = self.line.decide();
+        if let Some(record) = record {
+            self.write_down(record);
+        }
+        if let Some(table) = table {
+            self.publisher.publish(table, since);
+            self.keep.table = Arc::clone(self.publisher.table());
+        }
+        if vips {
+            self.vips.want(self.line.vips());
+        }
+        self.tell_held();
+        self.refresh(&touched);
+        self.show();
+    }
+
+    /// A VIP that is served is written down, as far as the disk lets us.
+    fn write_down(&mut self, record: Arc<crate::allocate::Record>) {
+        self.keep.record = Arc::clone(&record);
+        if let Some(saver) = &self.keep.saver {
+            let failing = saver.state().error.is_some();
+            saver.save(record);
+            if !failing {
+                saver.flush(WRITE_PATIENCE);
+            }
+        }
+    }
+
+    /// The workers have something new to report.
+    fn hear(&mut self) {
+        let news = self.publisher.hear(&mut self.programming);
+        let touched = news
+            .iter()
+            .filter_map(|frontend| self.line.owner(frontend).cloned());
+        let touched = touched.collect();
+        self.refresh(&touched);
+        self.show();
+    }
+
+    fn confirm_deletions(&mut self) {
+        let gone = self.line.confirm_deletions();
+        tracing::warn!(
+            services = gone,
+            "the deletion of held Services is confirmed"
+        );
+        self.decide(std::time::Instant::now());
+    }
+
+    /// The sources have something new to say.
+    fn problems(&mut self, problems: Vec<Problem>) {
+        for problem in &problems {
+            if !self.problems.contains(problem) {
+                match problem.level {
+                    Level::Note => tracing::info!("{problem}"),
+                    Level::Error => tracing::warn!("{problem}"),
+                }
+            }
+        }
+        let mut said: BTreeMap<Key, BTreeSet<Reason>> = BTreeMap::new();
+        for problem in problems
+            .iter()
+            .filter(|problem| problem.level == Level::Error)
+        {
+            if let Some(key) = &problem.object {
+                let text = problem.to_string().into();
+                let reason = Reason::StaleObject { problem: text };
+                said.entry(key.clone()).or_default().insert(reason);
+            }
+        }
+        let touched = self.said.keys().chain(said.keys()).cloned().collect();
+        self.said = said;
+        self.problems = problems.into();
+        self.refresh(&touched);
+        self.show();
+    }
+
+    fn tell_held(&mut self) {
+        let held = self.line.held();
+        if held > self.held {
+            tracing::warn!(
+                services = held,
+                "most Services vanished at once: they are held and served on until they return, or their deletion is confirmed by SIGHUP twice within ten seconds"
+            );
+        } else if held == 0 && self.held > 0 {
+            tracing::info!("the deletion guard holds nothing any more");
+        }
+        self.held = held;
+    }
+
+    /// Says anew what became of these.
+    fn refresh(&mut self, keys: &BTreeSet<Key>) {
+        for key in keys {
+            let other = self.said.get(key).into_iter().flatten().cloned();
+            let front = |frontend: &_, slot| self.front(frontend, slot);
+            let status = self.line.status(key, front, other);
+            let before = self.statuses.of(key).map(|status| status.state);
+            if let Some(files) = &mut self.files
+                && self.statuses.of(key).map(|status| &**status) != status.as_ref()
+            {
+                files.set(key, status.as_ref());
+            }
+            let (after, codes) = match &status {
+                Some(status) => (Some(status.state), codes(&status.reasons)),
+                None => (None, String::new()),
+            };
+            let addresses = status
+                .as_ref()
+                .map(|status| format!("{:?}", status.addresses));
+            if self.statuses.set(key, status) && before != after {
+                log(key, after, &addresses.unwrap_or_default(), &codes);
+            }
+        }
+    }
+
+    /// How a frontend stands, its address included.
+    fn front(&self, frontend: &FrontendKey, slot: Slot) -> Front {
+        match self.publisher.front(frontend, slot) {
+            Front::Open => match self.vips.placed(frontend.address) {
+                Some(Ok(())) => Front::Open,
+                Some(Err(reason)) => Front::Failed(reason),
+                None => Front::Waiting,
+            },
+            other => other,
+        }
+    }
+
+    /// VIPs came to the machine, left it, or could not.
+    fn placed(&mut self) {
+        let news = self.vips.news();
+        let holders = news.iter().flat_map(|vip| self.line.holders(vip));
+        let touched = holders.cloned().collect();
+        self.refresh(&touched);
+        self.show();
+    }
+
+    /// Lets go of the VIPs whose last connection ended.
+    fn let_go(&mut self) {
+        let stats = self.keep.plane.stats();
+        let live = stats
+            .frontends
+            .iter()
+            .filter(|(_, totals)| totals.connections_active > 0);
+        self.vips
+            .let_go(&live.map(|((frontend, _), _)| frontend.address).collect());
+    }
+
+    /// Shows what there is to see now.
+    fn show(&mut self) {
+        if !self.line.is_complete() && self.keep.restarts > 0 {
+            // What the task before this one showed is the better answer until the first list.
+            return;
+        }
+        let saving = self
+            .keep
+            .saver
+            .as_ref()
+            .and_then(|saver| saver.state().error);
+        let mut snapshot = Snapshot {
+            complete: self.line.is_complete(),
+            held: self.held,
+            problems: Arc::clone(&self.problems),
+            state_problem: saving,
+            state_notes: Arc::clone(&self.keep.state_notes),
+            published: self.publisher.table().generation,
+            programming: self.programming.clone(),
+            restarts: self.keep.restarts,
+            ..Snapshot::default()
+        };
+        self.statuses.fill(&mut snapshot);
+        self.keep.board.show(snapshot);
+    }
+}
+
+fn codes(reasons: &[Reason]) -> String {
+    let mut codes: Vec<_> = reasons.iter().map(Reason::code).collect();
+    codes.dedup();
+    codes.join(",")
+}
+
+/// One line per change of state.
+fn log(key: &Key, state: Option<State>, addresses: &str, reasons: &str) {
+    let (namespace, service) = (&*key.namespace, &*key.name);
+    match state {
+        Some(state) => {
+            let state = word(state);
+            tracing::info!(
+                namespace,
+                service,
+                state,
+                addresses,
+                reasons,
+                "{key} is {state}"
+            );
+        }
+        None => tracing::info!(namespace, service, "{key} is gone"),
+    }
+}

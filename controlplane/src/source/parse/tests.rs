@@ -1,0 +1,253 @@
+//! One value at a time: what is read, and what is refused with which path.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::*;
+use crate::object::{EndpointSlice, Service, ServiceType};
+use serde_json::json;
+
+fn read(value: &Value) -> Result<Object, ObjectError> {
+    object_from_value(SourceId(1), &Arc::default(), value)
+}
+
+fn service(spec: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service",
+           "metadata": {"name": "web", "namespace": "shop"}, "spec": spec})
+}
+
+fn slice(fields: Value) -> Value {
+    let mut value = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "web-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4"});
+    let more = fields.as_object().expect("tests pass mappings").clone();
+    value.as_object_mut().expect("a mapping").extend(more);
+    value
+}
+
+fn good_service(value: &Value) -> Arc<Service> {
+    match read(value) {
+        Ok(Object::Service(service)) => service,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn good_slice(value: &Value) -> Arc<EndpointSlice> {
+    match read(value) {
+        Ok(Object::EndpointSlice(slice)) => slice,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(value: &Value) -> String {
+    read(value).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn defaults_are_those_of_the_api() {
+    let web = good_service(&service(json!({"ports": [{"port": 80}]})));
+    assert_eq!(web.kind, ServiceType::ClusterIp);
+    assert_eq!(web.ports[0].protocol, PortProtocol::Tcp);
+    assert_eq!(&*web.ports[0].name, "");
+    assert!(web.allocate_node_ports);
+    assert_eq!(web.client_ip_affinity, None);
+    let on = json!({"sessionAffinity": "ClientIP"});
+    let seconds = good_service(&service(on)).client_ip_affinity;
+    assert_eq!(seconds, Some(Duration::from_secs(10_800)));
+}
+
+#[test]
+fn null_is_absent_everywhere() {
+    let with_null = service(
+        json!({"type": null, "ports": null, "ipFamilies": null, "clusterIP": null,
+        "loadBalancerSourceRanges": null, "sessionAffinity": null, "sessionAffinityConfig": null,
+        "externalTrafficPolicy": null, "healthCheckNodePort": null, "loadBalancerClass": null,
+        "allocateLoadBalancerNodePorts": null, "ipFamilyPolicy": null, "loadBalancerIP": null}),
+    );
+    assert_eq!(good_service(&with_null), good_service(&service(json!({}))));
+    let bare = slice(
+        json!({"ports": null, "endpoints": [{"addresses": ["10.0.0.1"],
+        "conditions": null, "hints": null, "targetRef": null, "nodeName": null, "zone": null}]}),
+    );
+    let endpoint = &good_slice(&bare).endpoints[0];
+    assert_eq!((endpoint.ready, endpoint.serving), (None, None));
+}
+
+#[test]
+fn a_nil_port_name_is_not_an_empty_one() {
+    let ports = json!({"ports": [{"port": 80}, {"name": null, "port": 81}, {"name": "", "port": 82}, {"name": "x"}, {"port": 0}]});
+    let slice = good_slice(&slice(ports));
+    let names: Vec<Option<&str>> = slice
+        .ports
+        .iter()
+        .map(|port| port.name.as_deref())
+        .collect();
+    assert_eq!(names, [None, None, Some(""), Some("x"), None]);
+    assert_eq!((slice.ports[3].port, slice.ports[4].port), (None, None));
+}
+
+#[test]
+fn wrong_fields_are_named_by_their_path() {
+    let cases = [
+        (
+            service(json!({"ports": [{"port": 80}, {"port": "443"}]})),
+            "spec.ports[1].port: \"443\" is not a port (1 to 65535)",
+        ),
+        (
+            service(json!({"ports": [{"port": 80, "nodePort": -1}]})),
+            "spec.ports[0].nodePort: -1 is not a port (1 to 65535)",
+        ),
+        (
+            service(json!({"ports": {"port": 80}})),
+            "spec.ports: a mapping is not a list",
+        ),
+        (
+            service(json!({"type": "Ingress"})),
+            "spec.type: \"Ingress\" is unknown; write one of ClusterIP, NodePort, LoadBalancer, ExternalName",
+        ),
+        (
+            service(json!({"ports": [{"port": 80, "protocol": "tcp"}]})),
+            "spec.ports[0].protocol: \"tcp\" is unknown; write one of TCP, UDP, SCTP",
+        ),
+        (
+            service(
+                json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}}),
+            ),
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not a whole number from 1 to 86400",
+        ),
+        (
+            service(json!({"loadBalancerSourceRanges": "192.0.2.0/24"})),
+            "spec.loadBalancerSourceRanges: \"192.0.2.0/24\" is not a list",
+        ),
+        (service(json!([])), "spec: a list is not a mapping"),
+        (
+            slice(json!({"addressType": "IPv5"})),
+            "addressType: \"IPv5\" is unknown; write one of IPv4, IPv6, FQDN",
+        ),
+        (
+            slice(json!({"endpoints": [{"addresses": []}]})),
+            "endpoints[0].addresses: is missing",
+        ),
+        (
+            slice(
+                json!({"endpoints": [{"addresses": ["10.0.0.1"], "conditions": {"ready": "yes"}}]}),
+            ),
+            "endpoints[0].conditions.ready: \"yes\" is not true or false",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Service"}),
+            "metadata: is missing",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "Web"}}),
+            "metadata.name: \"Web\" is not a name (lower-case letters, digits, '-' and '.', at most 253)",
+        ),
+        (
+            json!({"apiVersion": "v1", "kind": 7}),
+            "kind: 7 is not text (put quotes around it)",
+        ),
+        (json!("<html>"), "\"<html>\" is not a mapping"),
+    ];
+    for (value, expected) in cases {
+        assert_eq!(refusal(&value), expected);
+    }
+}
+
+#[test]
+fn lists_and_texts_are_bounded() {
+    let endpoint = json!({"addresses": ["10.0.0.1"]});
+    let full = |count| slice(json!({"endpoints": vec![endpoint.clone(); count]}));
+    assert_eq!(good_slice(&full(1000)).endpoints.len(), 1000);
+    assert_eq!(
+        refusal(&full(1001)),
+        "endpoints: has 1001 entries; at most 1000 are read"
+    );
+    let ports = |count| slice(json!({"ports": vec![json!({"name": "x", "port": 1}); count]}));
+    assert!(read(&ports(100)).is_ok());
+    assert_eq!(
+        refusal(&ports(101)),
+        "ports: has 101 entries; at most 100 are read"
+    );
+    let long = service(json!({"loadBalancerClass": "x".repeat(257)}));
+    assert_eq!(
+        refusal(&long),
+        "spec.loadBalancerClass: is 257 bytes long; at most 256 are read"
+    );
+}
+
+#[test]
+fn annotations_that_no_rule_reads_are_dropped_whatever_their_size() {
+    let mut value = service(json!({}));
+    value["metadata"]["annotations"] =
+        json!({"note": "x".repeat(1 << 20), "weir.dev/algorithm": "maglev"});
+    value["metadata"]["labels"] = json!({"app": "web", "service.kubernetes.io/headless": ""});
+    let web = good_service(&value);
+    assert_eq!(web.meta.annotations.len(), 1);
+    assert_eq!(web.meta.labels.len(), 1);
+    value["metadata"]["annotations"] = json!({"weir.dev/algorithm": "x".repeat(1 << 20)});
+    assert_eq!(
+        refusal(&value),
+        "metadata.annotations[\"weir.dev/algorithm\"]: is 1048576 bytes long; at most 4096 are read"
+    );
+}
+
+#[test]
+fn status_is_read_only_where_it_was_asked_for() {
+    let mut value = service(json!({"type": "LoadBalancer"}));
+    value["status"] =
+        json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "x"}, {"ip": "?"}]}});
+    assert!(good_service(&value).status_addresses.is_empty());
+    let mut reader = Reader::new(SourceId(1), Arc::default()).with_status();
+    let Ok(Object::Service(web)) = reader.object(&value, None) else {
+        panic!("refused");
+    };
+    assert_eq!(
+        web.status_addresses,
+        ["192.0.2.1".parse::<IpAddr>().expect("an address")]
+    );
+}
+
+#[test]
+fn nodes_give_internal_addresses_first() {
+    let value = json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "worker-1", "labels": {"topology.kubernetes.io/zone": "a", "x": "y"}},
+        "spec": {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
+        "status": {"addresses": [{"type": "ExternalIP", "address": "203.0.113.1"},
+            {"type": "Hostname", "address": "worker-1"}, {"type": "InternalIP", "address": "10.0.0.1"}]}});
+    let Ok(Object::Node(node)) = read(&value) else {
+        panic!("refused");
+    };
+    let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.0.1", "203.0.113.1"]);
+    assert_eq!(&*node.meta.key.namespace, "");
+    assert_eq!((node.taints.len(), node.meta.labels.len()), (1, 1));
+}
+
+#[test]
+fn other_kinds_are_skipped_and_not_refused() {
+    for (api_version, kind) in [
+        ("apps/v1", "Deployment"),
+        ("discovery.k8s.io/v1beta1", "EndpointSlice"),
+        ("v2", "Service"),
+    ] {
+        let value = json!({"apiVersion": api_version, "kind": kind, "spec": 7});
+        assert!(
+            matches!(read(&value), Err(ObjectError::Skipped { .. })),
+            "{kind}"
+        );
+    }
+}
+
+#[test]
+fn repeated_strings_are_shared() {
+    let mut reader = Reader::new(SourceId(1), Arc::default());
+    let mut node = || {
+        let value =
+            slice(json!({"endpoints": [{"addresses": ["10.0.0.1"], "nodeName": "worker-1"}]}));
+        match reader.object(&value, None) {
+            Ok(Object::EndpointSlice(slice)) => slice.endpoints[0].node.clone().expect("given"),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(Arc::ptr_eq(&node(), &node()));
+}

@@ -1,0 +1,219 @@
+//! The ports of a load balancer and the backends behind each.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use lb_core::table::{Backend, BackendState, Protocol};
+
+use crate::load_balancer::Port;
+use crate::object::{Family, PortProtocol, Service, ServicePort, TrafficPolicy};
+use crate::reason::Reason;
+
+use super::endpoints::{Candidate, Endpoints, Hint, State};
+use super::gate::Front;
+use super::text::shown;
+
+/// A port that can be served: what clients dial, and the Service's port it stands for.
+struct Served<'a> {
+    number: NonZeroU16,
+    protocol: Protocol,
+    port: &'a ServicePort,
+}
+
+/// The ports of `service` with their backends for VIPs of `families`, sorted by number and
+/// protocol. The same number on TCP and UDP makes two ports.
+pub fn ports(
+    service: &Service,
+    front: Front,
+    families: &[Family],
+    endpoints: &Endpoints<'_>,
+    reasons: &mut Vec<Reason>,
+) -> Vec<Port> {
+    let mut made: Vec<Port> = served(service, front, reasons)
+        .into_iter()
+        .map(|served| {
+            let choice = choose(served.port, service.external_traffic_policy, endpoints);
+            explain(served.port, &choice, families, endpoints, reasons);
+            let backends = |family| {
+                let wanted = families.contains(&family);
+                let chosen = wanted.then(|| choice.of(family).0.backends.clone());
+                chosen.unwrap_or_default()
+            };
+            Port {
+                // Fit for a metric label too.
+                name: shown(&served.port.name),
+                port: served.number,
+                protocol: served.protocol,
+                v4: backends(Family::V4),
+                v6: backends(Family::V6),
+            }
+        })
+        .collect();
+    made.sort_unstable_by_key(|port| (port.port, port.protocol));
+    made
+}
+
+/// What the owner should know of one port's backends.
+fn explain(
+    port: &ServicePort,
+    choice: &Choice,
+    families: &[Family],
+    endpoints: &Endpoints<'_>,
+    reasons: &mut Vec<Reason>,
+) {
+    let counts = endpoints.counts;
+    if !endpoints.is_empty() && !endpoints.list(port) {
+        reasons.push(Reason::PortNameMismatch {
+            port: port.port.get(),
+            name: shown(&port.name),
+        });
+    } else if choice.v4.backends.is_empty() && choice.v6.backends.is_empty() {
+        reasons.push(Reason::NoUsableEndpoint {
+            not_ready: counts.not_ready,
+            terminating: counts.serving + counts.terminating,
+        });
+    }
+    for &family in families {
+        let (chosen, crossed) = choice.of(family);
+        if crossed {
+            reasons.push(Reason::CrossFamily { vip: family });
+        }
+        if chosen.terminating {
+            reasons.push(Reason::OnlyTerminatingEndpoints {
+                serving: counts.serving,
+            });
+        }
+    }
+}
+
+fn served<'a>(service: &'a Service, front: Front, reasons: &mut Vec<Reason>) -> Vec<Served<'a>> {
+    let mut seen = BTreeSet::new();
+    let mut served = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let (protocol, word) = match port.protocol {
+            PortProtocol::Tcp => (Protocol::Tcp, "tcp"),
+            PortProtocol::Udp => (Protocol::Udp, "udp"),
+            PortProtocol::Sctp => {
+                reasons.push(Reason::PortProtocolNotSupported {
+                    port: port.port.get(),
+                });
+                continue;
+            }
+        };
+        let number = match front {
+            // Pods are dialled, so a LoadBalancer Service needs no nodePort.
+            Front::LoadBalancer => Some(port.port),
+            Front::NodePort => port.node_port,
+        };
+        let Some(number) = number else {
+            reasons.push(Reason::NoNodePort {
+                port: port.port.get(),
+            });
+            continue;
+        };
+        if seen.insert((number, protocol)) {
+            served.push(Served {
+                number,
+                protocol,
+                port,
+            });
+        } else {
+            reasons.push(Reason::DuplicatePort {
+                port: number.get(),
+                protocol: word,
+            });
+        }
+    }
+    if served.is_empty() {
+        reasons.push(Reason::NoPorts);
+    }
+    served
+}
+
+/// The backends of one family.
+struct Chosen {
+    backends: Vec<Backend>,
+    /// They are all terminating.
+    terminating: bool,
+}
+
+/// The backends of both families for one port.
+struct Choice {
+    v4: Chosen,
+    v6: Chosen,
+}
+
+impl Choice {
+    /// What a VIP of `family` uses, and whether that is the other family: only while its own has
+    /// nothing usable and the other has.
+    fn of(&self, family: Family) -> (&Chosen, bool) {
+        let (own, other) = match family {
+            Family::V4 => (&self.v4, &self.v6),
+            Family::V6 => (&self.v6, &self.v4),
+        };
+        let crossed = own.backends.is_empty() && !other.backends.is_empty();
+        (if crossed { other } else { own }, crossed)
+    }
+}
+
+fn choose(port: &ServicePort, policy: TrafficPolicy, endpoints: &Endpoints<'_>) -> Choice {
+    let of = |family| usable(&endpoints.of(port, family), policy);
+    Choice {
+        v4: of(Family::V4),
+        v6: of(Family::V6),
+    }
+}
+
+/// Ready endpoints, narrowed by hints; while there are any, terminating ones that still serve keep
+/// their UDP flows and get nothing new. Without a ready one they take everything (KEP-1669). What
+/// is terminating and does not serve is never used.
+fn usable(candidates: &[Candidate<'_>], policy: TrafficPolicy) -> Chosen {
+    let ready: Vec<&Candidate<'_>> = with(candidates, State::Ready).collect();
+    let serving = |state| with(candidates, State::Serving).map(move |c| backend(c.address, state));
+    if ready.is_empty() {
+        let backends: Vec<Backend> = serving(BackendState::Active).collect();
+        let terminating = !backends.is_empty();
+        return Chosen {
+            backends,
+            terminating,
+        };
+    }
+    let hinted = follow_hints(&ready, policy);
+    let mut backends: Vec<Backend> = ready
+        .iter()
+        .filter(|c| !hinted || c.hint == Hint::Ours)
+        .map(|c| backend(c.address, BackendState::Active))
+        .chain(serving(BackendState::Draining))
+        .collect();
+    backends.sort_unstable();
+    Chosen {
+        backends,
+        terminating: false,
+    }
+}
+
+/// Zone hints count if every ready endpoint has one and at least one is for our zone, and not
+/// under the Local policy. Hints for nodes stand above them and are judged alike, but this
+/// appliance is no node of the cluster, so that none ever matches.
+fn follow_hints(ready: &[&Candidate<'_>], policy: TrafficPolicy) -> bool {
+    policy != TrafficPolicy::Local
+        && ready.iter().all(|c| c.hint != Hint::None)
+        && ready.iter().any(|c| c.hint == Hint::Ours)
+}
+
+fn with<'c, 'a>(
+    candidates: &'c [Candidate<'a>],
+    state: State,
+) -> impl Iterator<Item = &'c Candidate<'a>> {
+    candidates.iter().filter(move |c| c.state == state)
+}
+
+/// Kubernetes has no weights: all endpoints are equal.
+fn backend(address: SocketAddr, state: BackendState) -> Backend {
+    Backend {
+        address,
+        weight: 1,
+        state,
+    }
+}

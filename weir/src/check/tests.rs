@@ -1,0 +1,101 @@
+use super::*;
+
+const SERVICE: &str = "apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: LoadBalancer
+  ports: [{name: http, port: 80, protocol: TCP}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints: [{addresses: [10.0.0.1], conditions: {ready: true}}]
+";
+
+fn write(directory: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+    let path = directory.path().join(name);
+    fs::write(&path, text).expect("write");
+    path
+}
+
+fn text(paths: &[PathBuf]) -> (String, bool) {
+    let report = check(paths).expect("paths exist");
+    (report.to_string(), report.is_good())
+}
+
+#[test]
+fn a_good_directory() {
+    let directory = tempfile::tempdir().expect("temp");
+    write(&directory, "a.yaml", SERVICE);
+    let internal = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {type: ClusterIP, ports: [{port: 1}]}\n";
+    write(&directory, "b.yaml", internal);
+    let (text, good) = text(&[directory.path().to_owned()]);
+    assert!(good, "{text}");
+    assert!(
+        text.contains("shop/web: would be served on 80/tcp; 1 endpoints ready\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("shop/db: would not be served\n  NotALoadBalancer: type is ClusterIP"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("1 Services would be served, 1 would not; no error\n"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_bad_file_has_its_place_and_excerpt() {
+    let directory = tempfile::tempdir().expect("temp");
+    let path = write(
+        &directory,
+        "bad.yaml",
+        &SERVICE.replace("port: 80,", "port: 80000,"),
+    );
+    let (text, good) = text(std::slice::from_ref(&path));
+    assert!(!good, "{text}");
+    let place = format!("{}:6:", path.display());
+    assert!(text.starts_with(&place), "{text}");
+    assert!(text.contains("80000"), "{text}");
+}
+
+#[test]
+fn what_was_asked_and_is_refused_is_an_error() {
+    let directory = tempfile::tempdir().expect("temp");
+    let asked = SERVICE.replace(
+        "type: LoadBalancer",
+        "type: LoadBalancer\n  loadBalancerSourceRanges: [nonsense]",
+    );
+    let path = write(&directory, "a.yaml", &asked);
+    let (text, good) = text(&[path]);
+    assert!(!good && text.contains("BadSourceRange"), "{text}");
+}
+
+#[test]
+fn settings_are_judged_and_used() {
+    let directory = tempfile::tempdir().expect("temp");
+    let manifest = write(&directory, "a.yaml", SERVICE);
+    let settings = write(&directory, "weir.yaml", "defaultProvider: false\n");
+    let (found, good) = text(&[manifest.clone(), settings.clone()]);
+    assert!(good && found.contains("ForeignClass"), "{found}");
+    let bad = write(&directory, "weir.yaml", "defaultProvidr: false\n");
+    let (found, good) = text(&[manifest, bad]);
+    assert!(
+        !good && found.contains("weir.yaml:1:1: unknown setting"),
+        "{found}"
+    );
+    assert!(
+        found.contains("did you mean \"defaultProvider\"?"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_path_that_is_not_there_is_bad_usage() {
+    let error = check(&["/nonexistent/x.yaml".into()]).expect_err("no such path");
+    assert_eq!(exit::of(&error), ExitCode::from(exit::USAGE));
+}

@@ -1,0 +1,94 @@
+//! The command line. Names are fixed: scripts depend on them.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::settings::Layer;
+
+/// A userspace L4 load balancer that gives Kubernetes Services working addresses.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weir",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 negative answer or invalid input, 2 usage, 3 daemon unreachable, 4 denied, 5 timeout."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the Services of a directory of manifests.
+    #[command(after_help = SERVE_HELP)]
+    Serve(Box<ServeArgs>),
+    /// Roll backends under live traffic, in one process: no root, no cluster.
+    Demo(DemoArgs),
+    /// Judge manifests and settings files, without root or network.
+    Check(CheckArgs),
+    /// Look at settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print the version.
+    Version(VersionArgs),
+}
+
+const SERVE_HELP: &str =
+    "A setting is taken from its flag, else from the environment (WEIR_ and the \
+flag's name, upper case with _), else from the settings file, else it has its default.
+Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP rescans, and twice within ten \
+seconds confirms deletions that the guard holds.
+
+Example: weir serve --manifests ./manifests --pool 192.0.2.0/28";
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Settings file (YAML); `weir config schema` prints its schema.
+    #[arg(long, env = "WEIR_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub layer: Layer,
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// End after this many seconds; without it, on Ctrl-C.
+    #[arg(long, value_name = "N")]
+    pub seconds: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Manifests (a file, or a directory of *.yaml, *.yml, *.json) and settings files.
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the JSON Schema of the settings file.
+    Schema,
+    /// Print the settings that `weir serve` with the same flags would use, and where each is from.
+    Show(Box<ServeArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct VersionArgs {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// One line.
+    Text,
+    /// One JSON object.
+    Json,
+}

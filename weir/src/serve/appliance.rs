@@ -1,0 +1,233 @@
+//! The whole appliance: started from the packet's side outwards, stopped the other way.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use admin_api::{Address, Server};
+use anyhow::Context;
+use controlplane::allocate::Pools;
+use controlplane::control::{self, Command, Control};
+use controlplane::object::SourceId;
+use controlplane::source::directory;
+use controlplane::state;
+use controlplane::translate::Rules;
+use lb_core::plane::{Config, Engine, Plane};
+use lb_core::table::{HashKey, TableBuilder};
+
+use super::places;
+use super::view::View;
+use crate::check;
+use crate::exit::Usage;
+use crate::settings::{EngineName, Settings};
+use crate::telemetry::Dropped;
+use crate::version::VERSION;
+
+/// A running appliance. Dropped without [`Appliance::stop`], it leaves its VIPs on the machine.
+#[derive(Debug)]
+pub struct Appliance {
+    plane: Plane,
+    control: Control,
+    admin: Option<Server>,
+    view: Arc<View>,
+}
+
+impl Appliance {
+    /// As [`Appliance::launch`], without a log of its own.
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub fn start(settings: Settings) -> anyhow::Result<Appliance> {
+        Appliance::launch(settings, Dropped::default())
+    }
+
+    /// Starts the workers on an empty table, the control plane that fills it, and the admin
+    /// listener. `dropped` counts the lines that the log lost.
+    ///
+    /// # Errors
+    ///
+    /// Something cannot start; what had started is stopped.
+    pub fn launch(settings: Settings, dropped: Dropped) -> anyhow::Result<Appliance> {
+        let state_dir = places::state_dir(settings.state_dir.clone())?;
+        let key = state::hash_key(Some(&state_dir), settings.hash_key.map(|key| key.0))
+            .context("cannot make a random hash key")?;
+        let notes = key.problems.iter().map(ToString::to_string);
+        let notes = notes.chain(key.unsaved.iter().map(ToString::to_string));
+        notes.for_each(|note| tracing::warn!("hash key: {note}"));
+
+        // Judged before a thread runs: a mistake in the settings is a mistake of the command.
+        let control_settings = control_settings(&settings, &state_dir)?;
+        let table = TableBuilder::new(HashKey(key.bytes)).freeze();
+        let config = config(&settings);
+        let workers = config.workers;
+        let plane =
+            Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
+        let control = Control::start(control_settings, plane.handle(), table)
+            .context("cannot start the control plane")?;
+        let view = Arc::new(View::new(plane.handle(), control.desk(), dropped));
+        let admin = admin(&settings, &view)?;
+        let address = admin.as_ref().map(|admin| admin.address().to_string());
+        tracing::info!(
+            version = VERSION,
+            engine = "epoll",
+            why = engine_reason(settings.engine),
+            workers,
+            admin = address.as_deref().unwrap_or("none"),
+            state_dir = %state_dir.display(),
+            pools = pools_text(&settings),
+            "weir serves"
+        );
+        Ok(Appliance {
+            plane,
+            control,
+            admin,
+            view,
+        })
+    }
+
+    /// Is everything as it should be?
+    pub fn ready(&self) -> bool {
+        self.view.failures().is_empty()
+    }
+
+    /// What is not as it should be.
+    pub fn why_not_ready(&self) -> String {
+        self.view.failures().join("; ")
+    }
+
+    /// Lists every source anew, now.
+    pub fn rescan(&self) {
+        tracing::info!("rescan asked for");
+        self.control.desk().command(Command::Rescan);
+    }
+
+    /// Confirms what the deletion guard holds; false if it holds nothing.
+    pub fn confirm_deletions(&self) -> bool {
+        admin_api::Appliance::confirm_deletions(&*self.view) > 0
+    }
+
+    /// Takes no new work from now on. Returns the connections and flows that still live.
+    pub fn drain(&self, deadline: Duration) -> (u64, u64) {
+        self.view.set_draining();
+        let handle = self.plane.handle();
+        handle.drain(deadline);
+        handle.active()
+    }
+
+    /// Has a drain ended?
+    pub fn is_drained(&self) -> bool {
+        self.plane.handle().is_drained()
+    }
+
+    /// Ends it: what lives is cut, VIPs that were added leave the machine.
+    pub fn stop(self) {
+        let Appliance {
+            plane,
+            control,
+            admin,
+            view: _,
+        } = self;
+        plane.stop();
+        control.stop();
+        drop(admin);
+    }
+}
+
+fn config(settings: &Settings) -> Config {
+    let default = Config::default();
+    Config {
+        workers: settings
+            .workers
+            .map_or(default.workers, |workers| workers.get()),
+        pin: settings.pin,
+        engine: match settings.engine {
+            EngineName::Auto => Engine::Auto,
+            EngineName::IoUring => Engine::IoUring,
+            EngineName::Epoll => Engine::Epoll,
+        },
+        limits: default.limits,
+    }
+}
+
+fn engine_reason(asked: EngineName) -> &'static str {
+    match asked {
+        EngineName::Auto => "the engine of this build",
+        EngineName::IoUring | EngineName::Epoll => "asked for",
+    }
+}
+
+fn control_settings(
+    settings: &Settings,
+    state_dir: &std::path::Path,
+) -> anyhow::Result<control::Settings> {
+    let directories = settings
+        .manifests
+        .iter()
+        .enumerate()
+        .map(|(number, path)| directory::Settings::new(path.clone(), SourceId(number as u16)));
+    let mut own = settings.node_port_addresses.clone();
+    if let Some(admin) = &settings.admin
+        && let Address::Loopback(address) = admin.0
+    {
+        own.push(address.ip());
+    }
+    let rules = Rules {
+        own_addresses: own.clone(),
+        ..check::rules(settings)
+    };
+    Ok(control::Settings {
+        rules,
+        pools: pools(settings, &own)?,
+        defaults: settings.defaults(),
+        directories: directories.collect(),
+        state_dir: Some(state_dir.to_owned()),
+        status_dir: settings.status_dir.clone(),
+        vip_interface: settings.vip_interface.clone(),
+        drain_timeout: settings.drain_timeout,
+        confirm_deletions: settings.confirm_deletions,
+    })
+}
+
+/// Ranges of one name are one pool; those without a name are one each, in the order given.
+fn pools(settings: &Settings, own: &[std::net::IpAddr]) -> anyhow::Result<Pools> {
+    let mut given: Vec<(Option<Arc<str>>, Vec<_>)> = Vec::new();
+    for entry in &settings.pools {
+        let name: Option<Arc<str>> = entry.name.as_deref().map(Arc::from);
+        let same = given
+            .iter_mut()
+            .find(|(other, _)| name.is_some() && *other == name);
+        match same {
+            Some((_, ranges)) => ranges.push(entry.range),
+            None => given.push((name, vec![entry.range])),
+        }
+    }
+    Pools::new(given, own.iter().copied()).map_err(|error| Usage(error.to_string()).into())
+}
+
+fn pools_text(settings: &Settings) -> String {
+    let pools: Vec<_> = settings.pools.iter().map(ToString::to_string).collect();
+    pools.join(",")
+}
+
+/// The admin listener where it was asked for, or at the first default place that can be made. No
+/// default place is no reason not to serve.
+fn admin(settings: &Settings, view: &Arc<View>) -> anyhow::Result<Option<Server>> {
+    let start = |address: &Address| {
+        let view: Arc<dyn admin_api::Appliance> = Arc::clone(view) as _;
+        Server::start(address, view, admin_api::Limits::default())
+    };
+    if let Some(asked) = &settings.admin {
+        return Ok(Some(start(&asked.0)?));
+    }
+    for path in places::admin_sockets() {
+        match start(&Address::Unix(path)) {
+            Ok(server) => return Ok(Some(server)),
+            Err(error) if error.is_denied() => tracing::debug!("{error}"),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    tracing::warn!(
+        "no admin listener: neither /run/weir nor XDG_RUNTIME_DIR can be written; give one with --admin unix:PATH"
+    );
+    Ok(None)
+}

@@ -1,0 +1,98 @@
+//! `weir serve`: settings in, an appliance out, until a signal ends it.
+//!
+//! - `appliance`: data plane, control plane and admin listener, wired and started in order;
+//! - `places`: where the state and the admin socket go when nobody said;
+//! - `view`: what the admin listener sees of the other two.
+
+mod appliance;
+mod places;
+mod view;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::ServeArgs;
+use crate::exit::Usage;
+use crate::settings::{self, Settings};
+use crate::telemetry::Telemetry;
+pub use appliance::Appliance;
+
+/// A second SIGHUP within this of the first confirms what the deletion guard holds.
+const CONFIRM_WITHIN: Duration = Duration::from_secs(10);
+/// Between two looks at whether a drain is over.
+const LOOK: Duration = Duration::from_millis(50);
+/// What a drain may take past its deadline before it is given up.
+const SLACK: Duration = Duration::from_secs(2);
+
+pub fn run(args: Box<ServeArgs>) -> anyhow::Result<ExitCode> {
+    let ServeArgs { config, layer } = *args;
+    let file = settings::load(config.as_deref())?;
+    let settings = Settings::new(layer, file);
+    if settings.manifests.is_none() {
+        let hint = "say where the Services are: weir serve --manifests DIR (or manifests: in the settings file)";
+        return Err(Usage(hint.to_owned()).into());
+    }
+    let telemetry = Telemetry::start(settings.log_format, &settings.log)?;
+    let drain_timeout = settings.drain_timeout;
+    let appliance = Appliance::launch(settings, telemetry.dropped())?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(until_told(&appliance, drain_timeout))?;
+    appliance.stop();
+    tracing::info!("ended");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Serves until a signal asks for the end, and until that end's drain is over.
+async fn until_told(appliance: &Appliance, drain_timeout: Duration) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut last_hangup: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                let twice = last_hangup.is_some_and(|last| last.elapsed() <= CONFIRM_WITHIN);
+                last_hangup = Some(Instant::now());
+                if !(twice && appliance.confirm_deletions()) {
+                    appliance.rescan();
+                }
+            }
+        }
+    }
+    drain(appliance, drain_timeout, &mut terminate, &mut interrupt).await;
+    Ok(())
+}
+
+/// Ends when nothing lives any more, at the deadline, or at the second signal.
+async fn drain(
+    appliance: &Appliance,
+    timeout: Duration,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) {
+    let (connections, flows) = appliance.drain(timeout);
+    tracing::info!(
+        connections,
+        flows,
+        timeout_s = timeout.as_secs_f64(),
+        "draining; a second signal ends it now"
+    );
+    let deadline = Instant::now() + timeout + SLACK;
+    while !appliance.is_drained() {
+        if Instant::now() > deadline {
+            tracing::warn!("the drain did not end in time");
+            return;
+        }
+        tokio::select! {
+            _ = terminate.recv() => return,
+            _ = interrupt.recv() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}

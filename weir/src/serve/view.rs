@@ -1,0 +1,394 @@
+//! What the admin listener sees: snapshots of the control plane and the data plane, shaped for the
+//! wire at the moment somebody asks.
+
+use std::fmt::Display;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use admin_api::metrics::{Kind, Page};
+use admin_api::view::{Check, Endpoints, Level, Port, Reason, Service, State, Version};
+use controlplane::control::{Command, Desk};
+use controlplane::source;
+use controlplane::status::{self, Histogram, ServiceStatus, Snapshot};
+use lb_core::plane::{Handle, ListenerState, Report};
+use lb_core::table::Protocol;
+
+use crate::telemetry::Dropped;
+use crate::version::VERSION;
+
+/// A worker that has not begun a turn for this long is in trouble: it turns once a second at the
+/// least.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// So many of one kind are listed one by one.
+const LISTED: usize = 10;
+
+/// The appliance as the admin listener sees it.
+#[derive(Debug)]
+pub struct View {
+    plane: Handle,
+    desk: Desk,
+    dropped: Dropped,
+    draining: AtomicBool,
+}
+
+impl View {
+    pub fn new(plane: Handle, desk: Desk, dropped: Dropped) -> View {
+        View {
+            plane,
+            desk,
+            dropped,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on it is not ready.
+    pub fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The checks that are not as they should be.
+    pub fn failures(&self) -> Vec<String> {
+        let checks = admin_api::Appliance::readiness(self).into_iter();
+        let failed = checks.filter(|check| check.level == Level::Failed);
+        failed
+            .map(|check| format!("{}: {}", check.name, check.message))
+            .collect()
+    }
+}
+
+impl admin_api::Appliance for View {
+    fn version(&self) -> Version {
+        Version {
+            name: "weir",
+            version: VERSION,
+            engine: "epoll".to_owned(),
+        }
+    }
+
+    fn liveness(&self) -> Vec<Check> {
+        let longest = self.plane.report().heartbeat();
+        let message = format!(
+            "the slowest worker began a turn {} ms ago",
+            longest.as_millis()
+        );
+        vec![match longest < HEARTBEAT {
+            true => Check::good("workers", message),
+            false => Check::failed(
+                "workers",
+                format!("{message}: restart the process and report this"),
+            ),
+        }]
+    }
+
+    fn readiness(&self) -> Vec<Check> {
+        let (snapshot, report) = (self.desk.snapshot(), self.plane.report());
+        let mut checks = vec![
+            Check::good("engine", "epoll"),
+            first_list(&snapshot),
+            table(&snapshot, &report),
+            listeners(&report),
+            addresses(&snapshot),
+            state(&snapshot),
+            manifests(&snapshot),
+            deletions(&snapshot),
+        ];
+        if snapshot.restarts > 0 {
+            let message = format!(
+                "the control task was started anew {} times after a panic: please report it",
+                snapshot.restarts
+            );
+            checks.push(Check::warning("control", message));
+        }
+        if self.draining.load(Ordering::Relaxed) {
+            checks.push(Check::failed("drain", "draining: no new work is taken"));
+        }
+        checks
+    }
+
+    fn services(&self) -> Arc<[Service]> {
+        let snapshot = self.desk.snapshot();
+        let mut statuses: Vec<&Arc<ServiceStatus>> = snapshot.services().collect();
+        let name = |status: &ServiceStatus| {
+            let key = &status.key;
+            (key.namespace.clone(), key.name.clone(), key.clone())
+        };
+        statuses.sort_by_cached_key(|status| name(status));
+        statuses.into_iter().map(|status| service(status)).collect()
+    }
+
+    fn stats(&self) -> lb_core::stats::Snapshot {
+        self.plane.stats()
+    }
+
+    fn metrics(&self, page: &mut Page) {
+        let snapshot = self.desk.snapshot();
+        let running = self.plane.report();
+        page.family(
+            "weir_build_info",
+            Kind::Gauge,
+            "1; the labels say what runs.",
+        )
+        .sample(&[("version", VERSION), ("engine", "epoll")], 1);
+        gauge(
+            page,
+            "weir_config_generation",
+            "The table that every worker runs.",
+            running.generation(),
+        );
+        gauge(
+            page,
+            "weir_config_published_generation",
+            "The table published last.",
+            snapshot.published,
+        );
+        let rejected = errors(&snapshot).count();
+        gauge(
+            page,
+            "weir_config_rejected",
+            "Mistakes in what the sources read last.",
+            rejected,
+        );
+        gauge(
+            page,
+            "weir_deletions_held",
+            "Services that the deletion guard holds.",
+            snapshot.held,
+        );
+        let mut services = page.family("weir_services", Kind::Gauge, "Services seen, by state.");
+        for (state, word) in STATES {
+            let count = snapshot.counts.get(&state).copied().unwrap_or_default();
+            services.sample(&[("state", word.label())], count);
+        }
+        backends(page, &snapshot);
+        let mut heartbeats = page.family(
+            "weir_worker_heartbeat_seconds",
+            Kind::Gauge,
+            "Since each worker's last turn began, in seconds.",
+        );
+        for worker in &running.workers {
+            heartbeats.sample(
+                &[("worker", &worker.worker.to_string())],
+                worker.heartbeat.as_secs_f64(),
+            );
+        }
+        let Histogram {
+            buckets,
+            sum,
+            count,
+        } = snapshot.programming;
+        let buckets: Vec<_> = Histogram::BOUNDS.into_iter().zip(buckets).collect();
+        page.family(
+            "weir_programming_duration_seconds",
+            Kind::Histogram,
+            "From a source's first event to the table in force in all workers, in seconds.",
+        )
+        .histogram(&buckets, sum, count);
+        page.family(
+            "weir_control_restarts_total",
+            Kind::Counter,
+            "Times that the control task was started anew after a panic.",
+        )
+        .sample(&[], snapshot.restarts);
+        page.family(
+            "weir_log_lines_dropped_total",
+            Kind::Counter,
+            "Log lines that the sink did not take.",
+        )
+        .sample(&[], self.dropped.count());
+    }
+
+    fn confirm_deletions(&self) -> usize {
+        let held = self.desk.snapshot().held;
+        match held > 0 && self.desk.command(Command::ConfirmDeletions) {
+            true => held,
+            false => 0,
+        }
+    }
+}
+
+/// A state here and on the wire.
+const STATES: [(status::State, State); 5] = [
+    (status::State::Serving, State::Serving),
+    (status::State::Degraded, State::Degraded),
+    (status::State::Closed, State::Closed),
+    (status::State::Pending, State::Pending),
+    (status::State::Refused, State::Refused),
+];
+
+fn gauge(page: &mut Page, name: &str, help: &str, value: impl Display) {
+    page.family(name, Kind::Gauge, help).sample(&[], value);
+}
+
+fn backends(page: &mut Page, snapshot: &Snapshot) {
+    let mut family = page.family(
+        "weir_backends",
+        Kind::Gauge,
+        "Endpoints of a Service, by state.",
+    );
+    for status in snapshot
+        .services()
+        .filter(|status| status.state != status::State::Refused)
+    {
+        let Endpoints {
+            ready,
+            serving,
+            terminating,
+            not_ready,
+            refused,
+        } = endpoints(status);
+        let states = [
+            ("ready", ready),
+            ("serving", serving),
+            ("terminating", terminating),
+            ("not_ready", not_ready),
+            ("refused", refused),
+        ];
+        for (state, count) in states {
+            let labels = [
+                ("namespace", &*status.key.namespace),
+                ("service", &*status.key.name),
+                ("state", state),
+            ];
+            family.sample(&labels, count);
+        }
+    }
+}
+
+fn service(status: &ServiceStatus) -> Service {
+    let ports = status.ports.iter().map(|port| Port {
+        name: port.name.to_string(),
+        port: port.port.get(),
+        protocol: match port.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        },
+    });
+    let reasons = status.reasons.iter().map(|reason| Reason {
+        code: reason.code(),
+        message: reason.to_string(),
+    });
+    let state = STATES.iter().find(|(state, _)| *state == status.state);
+    Service {
+        namespace: status.key.namespace.to_string(),
+        name: status.key.name.to_string(),
+        state: state.map_or(State::Refused, |(_, wire)| *wire),
+        addresses: status.addresses.clone(),
+        ports: ports.collect(),
+        endpoints: endpoints(status),
+        reasons: reasons.collect(),
+    }
+}
+
+fn endpoints(status: &ServiceStatus) -> Endpoints {
+    let counts = status.endpoints;
+    Endpoints {
+        ready: counts.ready,
+        serving: counts.serving,
+        terminating: counts.terminating,
+        not_ready: counts.not_ready,
+        refused: counts.refused,
+    }
+}
+
+fn first_list(snapshot: &Snapshot) -> Check {
+    match snapshot.complete {
+        true => Check::good("first-list", "complete"),
+        false => Check::failed(
+            "first-list",
+            "no complete list of the sources was seen yet; check that the directory of --manifests exists and can be read",
+        ),
+    }
+}
+
+fn table(snapshot: &Snapshot, report: &Report) -> Check {
+    let (published, running) = (snapshot.published, report.generation());
+    match published <= running {
+        true => Check::good("table", format!("generation {running} runs in all workers")),
+        false => Check::failed(
+            "table",
+            format!(
+                "generation {published} is published, and not every worker runs more than {running}"
+            ),
+        ),
+    }
+}
+
+fn listeners(report: &Report) -> Check {
+    let (mut open, mut problems) = (0, Vec::new());
+    for worker in &report.workers {
+        for (_, state) in worker.listeners.iter() {
+            match state {
+                ListenerState::Listening => open += 1,
+                ListenerState::Closed => {}
+                ListenerState::Pending => problems.push("a listener is not open yet".to_owned()),
+                ListenerState::OverLimit => {
+                    problems.push("a listener does not fit the descriptor limit: raise LimitNOFILE or use fewer workers".to_owned());
+                }
+                ListenerState::Failed(error) => problems.push(error.to_string()),
+            }
+        }
+    }
+    problems.sort();
+    problems.dedup();
+    match problems.is_empty() {
+        true => Check::good("listeners", format!("{open} open")),
+        false => Check::failed("listeners", list(problems.iter())),
+    }
+}
+
+fn addresses(snapshot: &Snapshot) -> Check {
+    let reasons = snapshot.services().flat_map(|status| &status.reasons);
+    let missing = reasons.filter(|reason| reason.code() == "AddressNotAdded");
+    let missing: Vec<_> = missing.collect();
+    match missing.is_empty() {
+        true => Check::good("addresses", "on the machine"),
+        false => Check::warning("addresses", list(missing.iter())),
+    }
+}
+
+fn state(snapshot: &Snapshot) -> Check {
+    if let Some(problem) = &snapshot.state_problem {
+        return Check::warning("state", &**problem);
+    }
+    match snapshot.state_notes.is_empty() {
+        true => Check::good("state", "written"),
+        false => Check::warning("state", list(snapshot.state_notes.iter())),
+    }
+}
+
+fn errors(snapshot: &Snapshot) -> impl Iterator<Item = &source::Problem> {
+    let problems = snapshot.problems.iter();
+    problems.filter(|problem| problem.level == source::Level::Error)
+}
+
+fn manifests(snapshot: &Snapshot) -> Check {
+    let problems: Vec<_> = errors(snapshot).collect();
+    match problems.is_empty() {
+        true => Check::good("manifests", "no mistake found"),
+        false => Check::warning("manifests", list(problems.iter())),
+    }
+}
+
+fn deletions(snapshot: &Snapshot) -> Check {
+    match snapshot.held {
+        0 => Check::good("deletions", "none waits for a word"),
+        held => Check::warning(
+            "deletions",
+            format!(
+                "{held} Services vanished at once and are held: bring them back, or confirm with SIGHUP twice within ten seconds"
+            ),
+        ),
+    }
+}
+
+/// The first of them, and how many more there are.
+fn list(items: impl ExactSizeIterator<Item = impl Display>) -> String {
+    let count = items.len();
+    let shown: Vec<String> = items.take(LISTED).map(|item| item.to_string()).collect();
+    let mut text = shown.join("; ");
+    if count > LISTED {
+        text.push_str(&format!("; and {} more", count - LISTED));
+    }
+    text
+}
