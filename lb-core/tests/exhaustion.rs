@@ -38,7 +38,7 @@ fn rests(when: &str) {
 fn accept_without_descriptors() {
     let spec = spec(Protocol::Tcp, loopback(), &[tcp_echo()]);
     let address: SocketAddr = (spec.key.address, spec.key.port.get()).into();
-    let rig = Rig::start(2, &[spec.clone()]);
+    let rig = Rig::start(2, std::slice::from_ref(&spec));
     let mut alive: Vec<TcpStream> = (0..10)
         .map(|_| {
             let mut socket = TcpStream::connect(address).expect("a connection");

@@ -169,7 +169,7 @@ fn an_address_that_is_not_here_yet_can_be_listened_at() {
         let address = address.parse().expect("an address");
         for protocol in [Protocol::Tcp, Protocol::Udp] {
             let spec = spec(protocol, address, &["127.0.0.1:1".parse().expect("one")]);
-            let rig = Rig::start(2, &[spec.clone()]);
+            let rig = Rig::start(2, std::slice::from_ref(&spec));
             assert_eq!(rig.listener(&spec), ListenerState::Listening);
         }
     }
@@ -184,7 +184,7 @@ fn any_other_error_of_bind_is_reported_as_it_is() {
         address,
         &["127.0.0.1:1".parse().expect("one")],
     );
-    let rig = Rig::start(2, &[spec.clone()]);
+    let rig = Rig::start(2, std::slice::from_ref(&spec));
     let state = rig.listener(&spec);
     let (frontend, step, errno) = (spec.key, "bind", 22);
     let error = BindError::System {
