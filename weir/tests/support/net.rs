@@ -70,7 +70,13 @@ impl Net {
     /// Runs an nftables script inside.
     #[track_caller]
     pub fn nft(&self, script: &str) {
-        self.exec("nft", &[script]);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(
+            file.path(),
+            script.replace("; }", ";\n}").replace("} }", "}\n}"),
+        )
+        .unwrap();
+        self.exec("nft", &["-f", file.path().to_str().unwrap()]);
     }
 
     /// Runs `f` on a thread inside and waits for it.
