@@ -43,18 +43,13 @@ fn decimal(text: &str) -> Option<u32> {
     text.parse().ok()
 }
 
-/// `text` as ADDRESS/LENGTH, host bits cleared. A v4-mapped prefix of 96 bits or more is an IPv4
-/// prefix; a shorter one of that kind would mix families and is refused.
+/// `text` as ADDRESS/LENGTH, host bits cleared. A v4-mapped prefix is none: older proxies take it
+/// for IPv4 and newer validation refuses it, so that nobody can know which clients are meant.
 pub fn parse_prefix(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
     let length = u8::try_from(decimal(length)?).ok()?;
-    let mapped = address
-        .parse::<Ipv6Addr>()
-        .is_ok_and(|address| address.to_ipv4_mapped().is_some());
     let net = match parse(address)? {
-        IpAddr::V4(address) if mapped => {
-            IpNet::V4(Ipv4Net::new(address, length.checked_sub(96)?).ok()?)
-        }
+        IpAddr::V4(_) if address.contains(':') => return None,
         IpAddr::V4(address) => IpNet::V4(Ipv4Net::new(address, length).ok()?),
         IpAddr::V6(address) => IpNet::V6(Ipv6Net::new(address, length).ok()?),
     };
@@ -107,8 +102,9 @@ mod tests {
             ("010.0.0.0/08", Some("10.0.0.0/8")),
             ("0.0.0.0/0", Some("0.0.0.0/0")),
             ("::/0", Some("::/0")),
-            ("::ffff:192.0.2.0/120", Some("192.0.2.0/24")),
-            ("::ffff:0.0.0.0/96", Some("0.0.0.0/0")),
+            ("::ffff:192.0.2.0/120", None),
+            ("::ffff:0.0.0.0/96", None),
+            ("::ffff:192.0.2.0/24", None),
             ("::ffff:192.0.2.0/95", None),
             ("192.0.2.0/33", None),
             ("2001:db8::/129", None),

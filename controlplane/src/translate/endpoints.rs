@@ -69,13 +69,15 @@ struct Judged<'a> {
 /// Everything that the slices of one Service say.
 pub struct Endpoints<'a> {
     slices: Vec<Judged<'a>>,
+    /// How many there are by state, whatever their ports.
+    pub counts: EndpointCounts,
     refused: BTreeSet<(Arc<str>, &'static str)>,
 }
 
 /// Reads the endpoints of `slices`.
 pub fn gather<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, rules: &Rules) -> Endpoints<'a> {
     let mut refused = BTreeSet::new();
-    let slices = slices
+    let slices: Vec<Judged<'_>> = slices
         .filter_map(|slice| {
             let family = match slice.address_type {
                 AddressType::V4 => Some(Family::V4),
@@ -98,7 +100,29 @@ pub fn gather<'a>(slices: impl Iterator<Item = &'a EndpointSlice>, rules: &Rules
             })
         })
         .collect();
-    Endpoints { slices, refused }
+    Endpoints {
+        counts: counts(&slices, refused.len()),
+        slices,
+        refused,
+    }
+}
+
+fn counts(slices: &[Judged<'_>], refused: usize) -> EndpointCounts {
+    let mut counts = EndpointCounts {
+        refused: refused.try_into().unwrap_or(u32::MAX),
+        ..EndpointCounts::default()
+    };
+    let all = slices.iter().flat_map(|slice| &slice.candidates);
+    for candidate in distinct(all.copied().collect()) {
+        let count = match candidate.state {
+            State::Ready => &mut counts.ready,
+            State::Serving => &mut counts.serving,
+            State::NotReady => &mut counts.not_ready,
+            State::Terminating => &mut counts.terminating,
+        };
+        *count += 1;
+    }
+    counts
 }
 
 const NOT_AN_ADDRESS: &str = "it is not an IP address";
@@ -186,25 +210,6 @@ impl<'a> Endpoints<'a> {
             }
         }
         distinct(found)
-    }
-
-    /// How many there are, by state, whatever their ports.
-    pub fn counts(&self) -> EndpointCounts {
-        let all = self.slices.iter().flat_map(|slice| &slice.candidates);
-        let mut counts = EndpointCounts {
-            refused: self.refused.len().try_into().unwrap_or(u32::MAX),
-            ..EndpointCounts::default()
-        };
-        for candidate in distinct(all.copied().collect()) {
-            let count = match candidate.state {
-                State::Ready => &mut counts.ready,
-                State::Serving => &mut counts.serving,
-                State::NotReady => &mut counts.not_ready,
-                State::Terminating => &mut counts.terminating,
-            };
-            *count += 1;
-        }
-        counts
     }
 
     /// Names the refused endpoints, the first few one by one.

@@ -1,6 +1,6 @@
 //! Is this Service ours to serve, and does it ask only for what is built?
 
-use crate::annotations::{self, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Meaning};
+use crate::annotations::{self, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Meaning, NATIVE_PREFIX};
 use crate::object::{Service, ServiceType, TrafficPolicy};
 use crate::reason::Reason;
 
@@ -25,9 +25,7 @@ pub fn admit(service: &Service, rules: &Rules) -> Result<Front, Reason> {
         return Err(Reason::Deleting);
     }
     let front = front_of(service, rules)?;
-    if let Some((name, _)) = annotations::of(&service.meta.annotations, Meaning::Ignore)
-        .find(|(_, value)| !says_no(value))
-    {
+    if let Some(name) = asked(service, Meaning::Ignore).next() {
         return Err(Reason::Ignored {
             annotation: shown(name),
         });
@@ -52,7 +50,10 @@ fn front_of(service: &Service, rules: &Rules) -> Result<Front, Reason> {
     let refused = |kind, hint| Err(Reason::NotALoadBalancer { kind, hint });
     match service.kind {
         // An external name would make an open relay of the appliance.
-        ServiceType::ExternalName => refused("ExternalName", " and an external name is never one"),
+        ServiceType::ExternalName => refused(
+            "ExternalName",
+            "; an external name would make an open relay of this appliance",
+        ),
         _ if service.headless => refused("headless", "; headless Services are dialled directly"),
         _ if service.meta.labels.contains_key(LABEL_HEADLESS) => refused(
             "headless by the label service.kubernetes.io/headless",
@@ -76,39 +77,59 @@ pub fn says_no(value: &str) -> bool {
     NO.iter().any(|no| value.eq_ignore_ascii_case(no))
 }
 
+/// The annotations of `meaning` that turn it on. One of ours, if set, speaks alone, so that it
+/// overrides what a chart sets for another load balancer; otherwise every alias is heard.
+fn asked(service: &Service, meaning: Meaning) -> impl Iterator<Item = &str> {
+    let ours_only = ours_speaks(service, meaning);
+    annotations::of(&service.meta.annotations, meaning)
+        .filter(move |(name, value)| {
+            (!ours_only || name.starts_with(NATIVE_PREFIX)) && turns_on(name, value)
+        })
+        .map(|(name, _)| &**name)
+}
+
+/// Is an annotation of ours set to anything but blanks?
+fn ours_speaks(service: &Service, meaning: Meaning) -> bool {
+    annotations::of(&service.meta.annotations, meaning)
+        .any(|(name, value)| name.starts_with(NATIVE_PREFIX) && !value.trim().is_empty())
+}
+
+fn turns_on(name: &str, value: &str) -> bool {
+    if name.ends_with("/aws-load-balancer-backend-protocol") {
+        // Only these of its values mean TLS towards the backend.
+        let value = value.trim().to_ascii_lowercase();
+        return matches!(&*value, "ssl" | "tls" | "https");
+    }
+    !says_no(value)
+}
+
 /// Every request of `service` for something that is not built. One is enough to refuse it: a
 /// server that expects a PROXY header or the client's address must not get connections without.
 pub fn not_built(service: &Service) -> Vec<Reason> {
-    let asks = |meaning, what: &'static str| {
-        annotations::of(&service.meta.annotations, meaning)
-            .filter(move |(name, value)| match meaning {
-                // AWS: only these two values mean TLS towards the backend.
-                Meaning::Tls if name.ends_with("-backend-protocol") => {
-                    matches!(&*value.trim().to_ascii_lowercase(), "ssl" | "tls" | "https")
-                }
-                _ => !says_no(value),
-            })
-            .map(move |(name, _)| not_supported(what, name))
-    };
-    let mut found: Vec<Reason> = asks(Meaning::ProxyProtocol, PROXY_PROTOCOL)
-        .chain(asks(Meaning::PreserveClientIp, TRANSPARENT))
-        .chain(asks(Meaning::Tls, "TLS"))
-        .collect();
-    for (name, key, value) in attributes(service) {
-        let what = match key {
-            "proxy_protocol_v2.enabled" => PROXY_PROTOCOL,
-            "preserve_client_ip.enabled" => TRANSPARENT,
-            _ => continue,
-        };
-        if !says_no(value) {
-            found.push(not_supported(what, &format!("{name} ({key})")));
+    let mut found = Vec::new();
+    for (meaning, attribute, what) in [
+        (
+            Meaning::ProxyProtocol,
+            Some("proxy_protocol_v2.enabled"),
+            "PROXY protocol",
+        ),
+        (
+            Meaning::PreserveClientIp,
+            Some("preserve_client_ip.enabled"),
+            "connections from the client's own address",
+        ),
+        (Meaning::Tls, None, "TLS"),
+    ] {
+        found.extend(asked(service, meaning).map(|name| not_supported(what, name)));
+        let ours_only = ours_speaks(service, meaning);
+        for (name, key, value) in attributes(service) {
+            if !ours_only && Some(key) == attribute && !says_no(value) {
+                found.push(not_supported(what, &format!("{name} ({key})")));
+            }
         }
     }
     found
 }
-
-const PROXY_PROTOCOL: &str = "PROXY protocol";
-const TRANSPARENT: &str = "connections from the client's own address";
 
 fn not_supported(what: &str, place: &str) -> Reason {
     Reason::NotSupported {

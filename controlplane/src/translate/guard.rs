@@ -36,6 +36,7 @@ const LOOPBACK: &str = "it is a loopback address of this appliance (allowEndpoin
 const LINK_LOCAL: &str = "it is link-local (allowEndpoints can permit it)";
 const METADATA: &str = "it is a cloud's metadata address (allowEndpoints can permit it)";
 const MULTICAST: &str = "it is a multicast address";
+const RESERVED: &str = "240.0.0.0/4 is reserved (RFC 1112)";
 const BROADCAST: &str = "it is the broadcast address";
 const OWN_VIP: &str = "it is in this appliance's own address pools, which would loop \
                        (allowEndpoints can permit it)";
@@ -59,6 +60,7 @@ const REFUSED: &[Range] = &[
     v4([169, 254, 0, 0], [169, 254, 255, 255], LINK_LOCAL),
     v4([224, 0, 0, 0], [239, 255, 255, 255], MULTICAST),
     v4([255, 255, 255, 255], [255, 255, 255, 255], BROADCAST),
+    v4([240, 0, 0, 0], [255, 255, 255, 254], RESERVED),
     // fd00:ec2::/32 holds EC2's metadata (::254), DNS (::253) and pod identity (::23) services.
     v6(0xfd00_0ec2 << 96, (0xfd00_0ec3 << 96) - 1, METADATA),
     // GCE's fd20:ce::254 and Scaleway's fd00:42::42.

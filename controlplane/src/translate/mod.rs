@@ -5,9 +5,9 @@
 //! twice. Everything in the objects is a tenant's text: bounded, canonicalised, and never trusted
 //! with an address that only the appliance should reach.
 //!
-//! The line through the module: [`gate`] admits the Service, [`addressing`] says which VIPs it
-//! wants, [`endpoints`] judges and counts what the slices list ([`guard`] refuses addresses),
-//! [`ports`] chooses the backends, [`source_ranges`] and [`options`] make the policy.
+//! The line through the module: `gate` admits the Service, `addressing` says which VIPs it
+//! wants, `endpoints` judges and counts what the slices list (`guard` refuses addresses),
+//! `ports` chooses the backends, `source_ranges` and `options` make the policy.
 //!
 //! Fields that are not read, on purpose: `targetPort` (slices carry the number), `externalIPs` and
 //! `status` (anybody may write the one, and the other is output), `appProtocol` (a hint),
@@ -37,6 +37,7 @@ use crate::object::{EndpointSlice, Family, Service};
 use crate::reason::Reason;
 
 use gate::Front;
+pub use text::shown;
 
 /// So many items of one kind are named one by one in the reasons.
 const LISTED: usize = 5;
@@ -79,9 +80,13 @@ impl Default for Rules {
 }
 
 /// What `service` with these `slices` means under `rules`. Slices of other Services are left out.
-pub fn translate(service: &Service, slices: &[Arc<EndpointSlice>], rules: &Rules) -> Translation {
+pub fn translate<'a>(
+    service: &Service,
+    slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
+    rules: &Rules,
+) -> Translation {
     let mut reasons = Vec::new();
-    let own = slices.iter().filter(|slice| belongs(slice, service));
+    let own = slices.into_iter().filter(|slice| belongs(slice, service));
     let endpoints = endpoints::gather(own.map(|slice| &**slice), rules);
     let load_balancer = serve(service, &endpoints, rules, &mut reasons);
     if load_balancer.is_some() {
@@ -92,7 +97,7 @@ pub fn translate(service: &Service, slices: &[Arc<EndpointSlice>], rules: &Rules
     Translation {
         load_balancer: load_balancer.map(Arc::new),
         reasons,
-        endpoints: endpoints.counts(),
+        endpoints: endpoints.counts,
     }
 }
 

@@ -30,41 +30,19 @@ pub fn ports(
     endpoints: &Endpoints<'_>,
     reasons: &mut Vec<Reason>,
 ) -> Vec<Port> {
-    let counts = endpoints.counts();
     let mut made: Vec<Port> = served(service, front, reasons)
         .into_iter()
         .map(|served| {
             let choice = choose(served.port, service.external_traffic_policy, endpoints);
-            let closed = families.iter().all(|&f| choice.of(f).0.backends.is_empty());
-            if !endpoints.is_empty() && !endpoints.list(served.port) {
-                reasons.push(Reason::PortNameMismatch {
-                    port: served.port.port.get(),
-                    name: shown(&served.port.name),
-                });
-            } else if closed {
-                reasons.push(Reason::NoUsableEndpoint {
-                    not_ready: counts.not_ready,
-                    terminating: counts.serving + counts.terminating,
-                });
-            }
-            for &family in families {
-                let (chosen, crossed) = choice.of(family);
-                if crossed {
-                    reasons.push(Reason::CrossFamily { vip: family });
-                }
-                if chosen.terminating {
-                    reasons.push(Reason::OnlyTerminatingEndpoints {
-                        serving: counts.serving,
-                    });
-                }
-            }
+            explain(served.port, &choice, families, endpoints, reasons);
             let backends = |family| {
                 let wanted = families.contains(&family);
                 let chosen = wanted.then(|| choice.of(family).0.backends.clone());
                 chosen.unwrap_or_default()
             };
             Port {
-                name: served.port.name.clone(),
+                // Fit for a metric label too.
+                name: shown(&served.port.name),
                 port: served.number,
                 protocol: served.protocol,
                 v4: backends(Family::V4),
@@ -74,6 +52,39 @@ pub fn ports(
         .collect();
     made.sort_unstable_by_key(|port| (port.port, port.protocol));
     made
+}
+
+/// What the owner should know of one port's backends.
+fn explain(
+    port: &ServicePort,
+    choice: &Choice,
+    families: &[Family],
+    endpoints: &Endpoints<'_>,
+    reasons: &mut Vec<Reason>,
+) {
+    let counts = endpoints.counts;
+    if !endpoints.is_empty() && !endpoints.list(port) {
+        reasons.push(Reason::PortNameMismatch {
+            port: port.port.get(),
+            name: shown(&port.name),
+        });
+    } else if choice.v4.backends.is_empty() && choice.v6.backends.is_empty() {
+        reasons.push(Reason::NoUsableEndpoint {
+            not_ready: counts.not_ready,
+            terminating: counts.serving + counts.terminating,
+        });
+    }
+    for &family in families {
+        let (chosen, crossed) = choice.of(family);
+        if crossed {
+            reasons.push(Reason::CrossFamily { vip: family });
+        }
+        if chosen.terminating {
+            reasons.push(Reason::OnlyTerminatingEndpoints {
+                serving: counts.serving,
+            });
+        }
+    }
 }
 
 fn served<'a>(service: &'a Service, front: Front, reasons: &mut Vec<Reason>) -> Vec<Served<'a>> {
