@@ -38,7 +38,7 @@ fn source_selector(is_v6: bool, workers: u32, seed: u32) -> Vec<libc::sock_filte
     program.extend([
         op(BPF_ALU | BPF_RSH | BPF_K, 16),
         op(BPF_ALU | BPF_MOD | BPF_K, workers),
-        op(BPF_RET | libc::BPF_A as u32, 0),
+        op(BPF_RET | libc::BPF_A, 0),
     ]);
     program
 }

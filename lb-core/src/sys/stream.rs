@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, recv, send,
     shutdown, socket_with, sockopt,
@@ -74,12 +74,12 @@ pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<()
 
 /// Receives what is there, up to the size of `buffer`; 0 is a FIN.
 pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<usize, Errno> {
-    recv(socket, buffer, RecvFlags::empty()).map(|(n, _)| n)
+    retry_on_intr(|| recv(socket, &mut *buffer, RecvFlags::empty())).map(|(n, _)| n)
 }
 
 /// Sends as much of `bytes` as there is room for.
 pub(crate) fn transmit(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
-    send(socket, bytes, SendFlags::NOSIGNAL)
+    retry_on_intr(|| send(socket, bytes, SendFlags::NOSIGNAL))
 }
 
 /// Sends FIN after what was sent. That the peer has reset already is told elsewhere.
@@ -106,4 +106,32 @@ pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> Result<u32, Errno> {
         rustix::ioctl::ioctl(socket, getter)
     }
     .map(|n| u32::try_from(n).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+    use crate::sys::socket::{accept, listen_tcp};
+
+    /// What no stream can show here: that a peer which vanishes is given up, and on both sides.
+    #[test]
+    fn accepted_and_dialled_sockets_have_the_same_options() {
+        let listener = listen_tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a listener");
+        let to = rustix::net::getsockname(&listener).expect("bound");
+        let to = SocketAddr::try_from(to).expect("an address");
+        let dialled = tcp_socket(to).expect("a socket");
+        bound_silence(dialled.as_fd()).expect("options");
+        let _ = start_connect(dialled.as_fd(), to);
+        let (accepted, _) = accept(listener.as_fd()).expect("it calls");
+        for socket in [&dialled, &accepted] {
+            assert_eq!(sockopt::tcp_user_timeout(socket), Ok(120_000));
+            assert_eq!(sockopt::tcp_keepidle(socket), Ok(KEEPALIVE_IDLE));
+            assert_eq!(sockopt::tcp_keepintvl(socket), Ok(KEEPALIVE_INTERVAL));
+            assert_eq!(sockopt::socket_keepalive(socket), Ok(true));
+            assert_eq!(sockopt::tcp_nodelay(socket), Ok(true));
+            assert_eq!(sockopt::socket_oobinline(socket), Ok(true));
+        }
+    }
 }

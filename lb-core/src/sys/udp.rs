@@ -163,11 +163,6 @@ impl Batch {
         self.received.len()
     }
 
-    /// Holds none?
-    pub(crate) fn is_empty(&self) -> bool {
-        self.received.is_empty()
-    }
-
     /// Forgets them all.
     pub(crate) fn clear(&mut self) {
         self.received.clear();

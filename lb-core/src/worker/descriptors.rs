@@ -117,9 +117,9 @@ impl Descriptors {
         if self.take(PER_CONNECTION) {
             return Accepted::Connection(socket, client);
         }
-        socket::reset(socket);
         local.counters.closed(CloseReason::DescriptorLimit).add(1);
         self.workers[self.own].shed_budget.add(1);
+        socket::reset(socket);
         Accepted::Shed
     }
 
@@ -130,10 +130,10 @@ impl Descriptors {
         let taken = socket::accept(listener);
         let found = match taken {
             Ok((socket, _)) => {
-                socket::reset(socket);
                 local.counters.connections_opened.add(1);
                 local.counters.closed(CloseReason::DescriptorLimit).add(1);
                 self.workers[self.own].shed_exhausted.add(1);
+                socket::reset(socket);
                 Accepted::Shed
             }
             Err(errno) => {

@@ -148,8 +148,8 @@ impl Local {
     }
 
     /// Its policy.
-    pub(crate) fn policy(&self) -> Arc<Policy> {
-        Arc::clone(&self.frontend.borrow().policy)
+    pub(crate) fn policy(&self) -> Ref<'_, Policy> {
+        Ref::map(self.frontend.borrow(), |frontend| &*frontend.policy)
     }
 
     /// The socket that replies of flows leave from; `None` once the port is closed.
@@ -310,5 +310,181 @@ impl View for Seen<'_> {
         let ticket = self.ticket.get();
         self.ticket.set(ticket.wrapping_add(1));
         ticket
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::balance::Algorithm;
+    use crate::table::{FrontendSpec, Table};
+    use crate::worker::testing;
+
+    const BACKENDS: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
+
+    struct Rig {
+        local: Local,
+        cx: Cx,
+    }
+
+    impl Rig {
+        fn new(spec: &FrontendSpec) -> Rig {
+            Rig {
+                local: Local::new(Slot(0), first(&testing::table(std::slice::from_ref(spec)))),
+                cx: testing::cx(),
+            }
+        }
+
+        fn update(&mut self, spec: &FrontendSpec) {
+            self.local
+                .update(first(&testing::table(std::slice::from_ref(spec))));
+        }
+
+        fn pick(&mut self, client: u8, tried: &[SocketAddr]) -> Option<Claim> {
+            let client = SocketAddr::from(([192, 0, 2, client], 5_000));
+            self.local.pick(&mut self.cx, client, tried)
+        }
+    }
+
+    fn first(table: &Table) -> &Arc<Frontend> {
+        table.iter().next().expect("it has one").1
+    }
+
+    fn spec() -> FrontendSpec {
+        testing::spec("198.51.100.1:80", &BACKENDS)
+    }
+
+    #[test]
+    fn tried_backends_are_passed_over_until_none_is_left() {
+        let mut rig = Rig::new(&spec());
+        let mut tried = Vec::new();
+        while let Some(claim) = rig.pick(1, &tried) {
+            assert!(!tried.contains(&claim.address));
+            tried.push(claim.address);
+        }
+        assert_eq!(tried.len(), BACKENDS.len());
+    }
+
+    #[test]
+    fn marks_reorder_and_never_exclude() {
+        let mut rig = Rig::new(&spec());
+        let home = rig.pick(1, &[]).expect("a backend");
+        home.failed(rig.cx.now);
+        let other = rig.pick(1, &[]).expect("a backend");
+        assert_ne!(other.address, home.address);
+        for i in 0..BACKENDS.len() {
+            let backend = Rc::clone(&rig.local.backends.borrow()[i]);
+            backend.failed(rig.cx.now);
+        }
+        let last = rig.pick(1, &[]).expect("all are marked: all are tried");
+        assert_eq!(last.address, home.address, "and in their usual order");
+        other.succeeded();
+        assert_eq!(rig.pick(1, &[]).expect("one").address, other.address);
+    }
+
+    #[test]
+    fn marks_last_longer_with_each_failure_and_no_longer_than_the_longest() {
+        let backend = BackendLocal::new("10.0.0.1:80".parse().expect("an address"));
+        let mut now = Time::ZERO;
+        for seconds in [1, 2, 4, 8, 16, 32, 32, 32] {
+            backend.failed(now);
+            // Others that were under way at the same time say nothing new.
+            backend.failed(now);
+            now = now + Duration::from_secs(seconds);
+            assert!(!backend.is_marked(now), "{seconds} s");
+        }
+        backend.succeeded();
+        backend.failed(now);
+        assert!(backend.is_marked(now));
+        assert!(!backend.is_marked(now + FIRST_MARK));
+    }
+
+    #[test]
+    fn what_is_known_of_a_backend_survives_a_change() {
+        let mut rig = Rig::new(&spec());
+        let claim = rig.pick(1, &[]).expect("a backend");
+        claim.failed(rig.cx.now);
+        let mut changed = spec();
+        changed.backends.retain(|b| b.address == claim.address);
+        changed
+            .backends
+            .extend(testing::spec("198.51.100.1:80", &["10.0.0.0:80"]).backends);
+        rig.update(&changed);
+        assert_eq!(rig.local.revision(), 1);
+        let backends = rig.local.backends.borrow().clone();
+        assert_eq!(backends.len(), 2);
+        let kept = backends
+            .iter()
+            .find(|b| b.address == claim.address)
+            .expect("it stays");
+        assert!(kept.is_marked(rig.cx.now));
+        assert_eq!(kept.active.get(), 1);
+        drop(claim);
+        assert_eq!(kept.active.get(), 0);
+    }
+
+    #[test]
+    fn least_connections_counts_claims() {
+        let mut spec = spec();
+        spec.algorithm = Algorithm::LeastConnections;
+        let mut rig = Rig::new(&spec);
+        let mut claims = Vec::new();
+        for client in 0..90 {
+            claims.extend(rig.pick(client, &[]));
+        }
+        let active: Vec<u32> = rig
+            .local
+            .backends
+            .borrow()
+            .iter()
+            .map(|b| b.active.get())
+            .collect();
+        assert_eq!(active.iter().sum::<u32>(), 90);
+        assert!(active.iter().all(|&n| n.abs_diff(30) <= 3), "{active:?}");
+    }
+
+    #[test]
+    fn a_pinned_client_stays_while_its_backend_is_usable() {
+        let mut spec = spec();
+        spec.algorithm = Algorithm::RoundRobin;
+        spec.policy.affinity = Some(Duration::from_secs(10));
+        let mut rig = Rig::new(&spec);
+        let home = rig.pick(1, &[]).expect("a backend").address;
+        for _ in 0..10 {
+            assert_eq!(rig.pick(1, &[]).expect("a backend").address, home);
+        }
+        // A failed try sends it elsewhere, for good.
+        let second = rig.pick(1, &[home]).expect("another").address;
+        assert_ne!(second, home);
+        assert_eq!(rig.pick(1, &[]).expect("a backend").address, second);
+        // So does a backend that drains.
+        for backend in &mut spec.backends {
+            if backend.address == second {
+                backend.state = BackendState::Draining;
+            }
+        }
+        rig.update(&spec);
+        let third = rig.pick(1, &[]).expect("another").address;
+        assert_ne!(third, second);
+        // After the timeout it is anyone.
+        rig.cx.now = rig.cx.now + Duration::from_secs(11);
+        rig.local.expire_pins(rig.cx.now, 10);
+        let seen: Vec<_> = (0..2)
+            .map(|client| rig.pick(100 + client, &[]).expect("one").address)
+            .collect();
+        assert_ne!(seen[0], seen[1], "round robin goes on");
+    }
+
+    #[test]
+    fn full_pins_are_counted_and_the_hash_answers() {
+        let mut spec = spec();
+        spec.policy.affinity = Some(Duration::from_secs(10));
+        let mut rig = Rig::new(&spec);
+        let pins = rig.cx.limits.pins as u64;
+        for client in 0..=u8::MAX {
+            let first = rig.pick(client, &[]).expect("a backend").address;
+            assert_eq!(rig.pick(client, &[]).expect("a backend").address, first);
+        }
+        assert_eq!(rig.local.counters.affinity_full.value(), (256 - pins) * 2);
     }
 }

@@ -1,7 +1,8 @@
-//! Tables for the tests of this module.
+//! Tables, and a worker's parts, for the tests of this module.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,13 @@ use crate::table::{
     Backend, BackendState, FrontendKey, FrontendSpec, Owner, Policy, Protocol, SourceRanges, Table,
     TableBuilder,
 };
+
+use super::cx::Cx;
+use super::descriptors::Descriptors;
+use crate::plane::Limits;
+use crate::stats::WorkerCounters;
+use crate::sys::epoll::Poller;
+use crate::time::Time;
 
 /// A TCP frontend at `address` with active backends of weight 1.
 pub(crate) fn spec(address: &str, backends: &[&str]) -> FrontendSpec {
@@ -53,4 +61,24 @@ pub(crate) fn table(specs: &[FrontendSpec]) -> Arc<Table> {
         builder.set(spec.clone()).expect("a valid frontend");
     }
     builder.freeze()
+}
+
+/// A worker's parts, alone in the world and at the start of time, with room for 16 pins.
+pub(crate) fn cx() -> Cx {
+    let counters: Arc<[_]> = [Arc::new(WorkerCounters::default())].into();
+    let mut descriptors = Descriptors::new(Arc::clone(&counters), 0).expect("a descriptor");
+    descriptors.allow(1_000);
+    descriptors.begin_turn();
+    Cx::new(
+        Time::ZERO,
+        Poller::new().expect("epoll"),
+        descriptors,
+        Arc::clone(&counters[0]),
+        HashKey([7; 16]),
+        Rc::new(Limits {
+            pins: 16,
+            ..Limits::default()
+        }),
+        1,
+    )
 }

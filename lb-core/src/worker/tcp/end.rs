@@ -124,7 +124,6 @@ impl End {
                 self.readable = false;
                 None
             }
-            Err(Errno::INTR) => None,
             Err(errno) => {
                 self.receiving = false;
                 Some(self.failed(Operation::Receive, errno))
@@ -202,8 +201,6 @@ impl End {
                 self.writable = false;
                 Ok(0)
             }
-            // It stays writable and is tried again.
-            Err(Errno::INTR) => Ok(0),
             Err(errno) => Err(errno),
         }
     }

@@ -13,9 +13,11 @@ mod end;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::cx::Cx;
 use super::descriptors::{Accepted, PER_CONNECTION};
@@ -24,25 +26,28 @@ use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
 use crate::plane::Limits;
 use crate::slab::{Key, Slab};
+use crate::sys::clock;
 use crate::sys::epoll::Readiness;
 use connection::{Connection, Outcome};
 
 /// Callers taken from one listener before the others have their turn.
 const ACCEPTS_PER_TURN: usize = 32;
+/// After this the busy ones leave the turn to events, which may be for the others.
+const BUSY_TIME: Duration = Duration::from_millis(2);
 
 /// Every connection of one worker.
 #[derive(Debug)]
 pub(crate) struct Tcp {
     connections: Slab<Connection>,
     /// Those that have had their share of this turn and have work left.
-    busy: Vec<Key>,
+    busy: VecDeque<Key>,
 }
 
 impl Tcp {
     pub(crate) fn new(_limits: &Limits) -> Tcp {
         Tcp {
             connections: Slab::new(),
-            busy: Vec::new(),
+            busy: VecDeque::new(),
         }
     }
 
@@ -67,6 +72,7 @@ impl Tcp {
             policy.half_close_timeout,
         );
         let denied = !policy.sources.contains(client.ip());
+        drop(policy);
         local.counters.connections_active.add(1);
         cx.counters.connections_active.add(1);
         let connection = Connection::new(local, socket, timeouts);
@@ -100,13 +106,22 @@ impl Tcp {
         self.with(cx, key, |connection, cx| connection.on_timer(cx, key));
     }
 
-    /// Every event of the turn was given: those that had more to do than their share go on.
+    /// Every event of the turn was given: those that had more to do than their share go on, each
+    /// once, in turn, for as long as the turn may last.
     pub(crate) fn end_turn(&mut self, cx: &mut Cx) {
-        for key in std::mem::take(&mut self.busy) {
+        let begun = cx.now;
+        for _ in 0..self.busy.len() {
+            let Some(key) = self.busy.pop_front() else {
+                return;
+            };
             self.with(cx, key, |connection, cx| {
                 connection.is_queued = false;
                 connection.run(cx, key)
             });
+            cx.now = clock::now();
+            if cx.now.since(begun) > BUSY_TIME {
+                return;
+            }
         }
     }
 
@@ -142,7 +157,7 @@ impl Tcp {
             Outcome::HasMore => {
                 if !connection.is_queued {
                     connection.is_queued = true;
-                    self.busy.push(key);
+                    self.busy.push_back(key);
                 }
             }
             Outcome::Closed(reason) => {

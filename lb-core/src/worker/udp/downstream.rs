@@ -102,7 +102,7 @@ impl Driver {
         if cx.draining {
             return Err(DropReason::Draining);
         }
-        if !cx.descriptors.take(1) && !(self.shed(cx) && cx.descriptors.take(1)) {
+        if !(cx.descriptors.take(1) || self.shed(cx) && cx.descriptors.take(1)) {
             return Err(DropReason::DescriptorLimit);
         }
         let upstream = match self.dial(cx, local, client, None) {
@@ -229,12 +229,15 @@ impl Driver {
                 }
                 Err(SendError::Lost(reason)) => return Err(reason),
                 Err(SendError::Unreachable) => {
-                    let copy = self.leave(cx, flow);
-                    match (self.relocate(cx, flow, copy.backend), copy.payload) {
-                        (Ok(()), Some(copy)) => self.send_copy(flow, &copy),
-                        (Ok(()), None) => {}
+                    let left = self.leave(cx, flow);
+                    let moved = self.relocate(cx, flow, left.backend).is_ok();
+                    if !moved {
                         // The only one there is: maybe it is back.
-                        (Err(_), _) => self.flows.stayed(flow),
+                        self.flows.stayed(flow);
+                    }
+                    match left.payload {
+                        Some(copy) if moved => self.send_copy(flow, &copy),
+                        _ => self.count_lost(flow),
                     }
                 }
             }
@@ -268,6 +271,13 @@ impl Driver {
         if let Some(upstream) = self.flows.part(flow)
             && udp::send(upstream.socket.as_fd(), copy).is_err()
         {
+            self.count_lost(flow);
+        }
+    }
+
+    /// A datagram was refused, and there is no copy of it or nobody else to send it to.
+    pub(super) fn count_lost(&self, flow: FlowId) {
+        if let Some(upstream) = self.flows.part(flow) {
             let counters = &upstream.local.counters;
             counters.dropped(DropReason::Refused).add(1);
         }

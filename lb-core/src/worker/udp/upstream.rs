@@ -61,14 +61,11 @@ impl Driver {
     /// now; without, the flow moves at its next datagram.
     fn on_refusal(&mut self, cx: &mut Cx, flow: FlowId) {
         let left = self.leave(cx, flow);
-        let lost = match left.payload {
+        match left.payload {
             Some(copy) if self.relocate(cx, flow, left.backend).is_ok() => {
-                return self.send_copy(flow, &copy);
+                self.send_copy(flow, &copy);
             }
-            _ => DropReason::Refused,
-        };
-        if let Some(upstream) = self.flows.part(flow) {
-            upstream.local.counters.dropped(lost).add(1);
+            _ => self.count_lost(flow),
         }
     }
 }

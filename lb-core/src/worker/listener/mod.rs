@@ -11,46 +11,24 @@
 //! Nothing outside this module knows that there is a socket per frontend: one socket per worker
 //! and protocol, with sk_lookup programs that name the frontend, could take its place.
 
+mod entry;
+
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::budget::Plan;
 use super::cx::Cx;
 use super::local::Local;
-use super::report::{BindError, ListenerState, WorkerState};
-use super::token::{Kind, Token};
+use super::report::{ListenerState, WorkerState};
+use super::token::Token;
 use super::{Drivers, Published};
 use crate::slab::{Key, Slab};
-use crate::stats::CloseReason;
-use crate::sys::epoll::Interest;
 use crate::sys::{filter, socket};
 use crate::table::{Frontend, Protocol, Slot, Table};
-use crate::timer::TimerId;
 
-/// First pause before a failed listener is tried again; doubles with each failure.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-/// The longest pause between tries.
-const MAX_RETRY: Duration = Duration::from_secs(5);
-/// How long a listener rests when accept can only fail: descriptors come back within 100 ms.
-const REST: Duration = Duration::from_millis(20);
-/// Bound of callers taken from the queue of a listener that closes: no backlog is longer.
-const MAX_QUEUED: usize = 65_536;
-
-/// One frontend and its socket, if it has one.
-struct Entry {
-    local: Rc<Local>,
-    socket: Option<Rc<OwnedFd>>,
-    /// Retry of a failed open, or end of a rest.
-    timer: Option<TimerId>,
-    pause: Duration,
-    /// The group's source selector is attached.
-    steered: bool,
-    resting: bool,
-}
+use entry::{Entry, MAX_QUEUED};
 
 /// Every listener of one worker.
 pub(super) struct Listeners {
@@ -131,12 +109,8 @@ impl Listeners {
             return;
         };
         drivers.on_listener(cx, &entry.local, listener.as_fd());
-        if cx.descriptors.take_exhausted()
-            && !entry.resting
-            && cx.rewatch(listener.as_fd(), token, Interest::NONE).is_ok()
-        {
-            entry.resting = true;
-            rearm(cx, &mut entry.timer, token, REST);
+        if cx.descriptors.take_exhausted() {
+            entry.rest(cx, token);
         }
     }
 
@@ -145,13 +119,7 @@ impl Listeners {
         let Some(entry) = self.entries.get_mut(token.key()) else {
             return;
         };
-        entry.timer = None;
-        if std::mem::take(&mut entry.resting)
-            && let Some(listener) = &entry.socket
-        {
-            // It was watched a moment ago; there is nothing here that can fail.
-            let _ = cx.rewatch(listener.as_fd(), token, Interest::READ);
-        }
+        entry.on_timer(cx, token);
         self.pending.push_back(entry.local.slot);
     }
 
@@ -196,14 +164,7 @@ impl Listeners {
         self.state
             .counters
             .set(slot.0, Some(Arc::clone(&local.counters)));
-        let key = self.entries.insert(Entry {
-            local,
-            socket: None,
-            timer: None,
-            pause: FIRST_RETRY,
-            steered: false,
-            resting: false,
-        });
+        let key = self.entries.insert(Entry::new(local));
         self.slots.insert(slot, key);
         key
     }
@@ -327,120 +288,5 @@ fn entry_slot(entries: &Slab<Entry>, key: Key) -> Option<Slot> {
     entries.get(key).map(|entry| entry.local.slot)
 }
 
-/// Moves a timer, or arms it.
-fn rearm(cx: &mut Cx, timer: &mut Option<TimerId>, token: Token, after: Duration) {
-    let at = cx.now + after;
-    if !timer.is_some_and(|timer| cx.timers.rearm(timer, at)) {
-        *timer = Some(cx.timers.arm(at, token));
-    }
-}
-
-impl Entry {
-    /// Opens the socket, unless it is open; a failure is tried again after a pause.
-    fn open(&mut self, cx: &mut Cx, key: Key) -> Result<(), BindError> {
-        if self.socket.is_some() {
-            return Ok(());
-        }
-        let frontend = self.local.key;
-        let address = SocketAddr::new(frontend.address, frontend.port.get());
-        let token = Token::new(Kind::Listener, key);
-        let opened = match frontend.protocol {
-            Protocol::Tcp => socket::listen_tcp(address),
-            Protocol::Udp => socket::listen_udp(address),
-        };
-        let watched = opened.and_then(|socket| {
-            let step = "epoll_ctl";
-            match cx.watch(socket.as_fd(), token, Interest::READ) {
-                Ok(()) => Ok(socket),
-                Err(errno) => Err(socket::ListenError { step, errno }),
-            }
-        });
-        match watched {
-            Ok(socket) => {
-                self.hold(Rc::new(socket));
-                cx.counters.listeners.add(1);
-                self.pause = FIRST_RETRY;
-                Ok(())
-            }
-            Err(error) => {
-                cx.counters.bind_errors.add(1);
-                rearm(cx, &mut self.timer, token, self.pause);
-                self.pause = (self.pause * 2).min(MAX_RETRY);
-                Err(BindError::new(frontend, error))
-            }
-        }
-    }
-
-    /// Goes on with the socket of the entry before this one.
-    fn adopt(&mut self, cx: &Cx, key: Key, inherited: Option<(Rc<OwnedFd>, bool)>) {
-        let Some((socket, steered)) = inherited else {
-            return;
-        };
-        // Watched under the old entry's token until now; a change of that cannot fail.
-        let _ = cx.rewatch(
-            socket.as_fd(),
-            Token::new(Kind::Listener, key),
-            Interest::READ,
-        );
-        self.steered = steered;
-        self.hold(socket);
-    }
-
-    fn hold(&mut self, socket: Rc<OwnedFd>) {
-        self.local.set_listener(Some(Rc::clone(&socket)));
-        self.socket = Some(socket);
-    }
-
-    /// Attaches the source selector to the socket's group, or takes it away.
-    fn steer(&mut self, affinity: bool, workers: u32, seed: u32) {
-        let Some(listener) = &self.socket else { return };
-        if affinity == self.steered || workers < 2 {
-            return;
-        }
-        let done = if affinity {
-            let is_v6 = self.local.key.address.is_ipv6();
-            filter::attach_source_selector(listener.as_fd(), is_v6, workers, seed)
-        } else {
-            filter::detach_selector(listener.as_fd())
-        };
-        // Without it a client may have a pin in each worker: the hash, which goes by the client's
-        // address alone, still answers all of them alike. Tried again at the next change.
-        self.steered = affinity == done.is_ok();
-    }
-
-    /// Closes the socket, if it is open. Who waits in its queue gets RST now instead of silence.
-    fn close(&mut self, cx: &mut Cx, drivers: &mut Drivers) {
-        if let Some(timer) = self.timer.take() {
-            cx.timers.cancel(timer);
-        }
-        self.pause = FIRST_RETRY;
-        self.steered = false;
-        self.resting = false;
-        let Some(listener) = self.socket.take() else {
-            return;
-        };
-        self.local.set_listener(None);
-        if self.local.key.protocol == Protocol::Tcp {
-            self.reset_queued(&listener);
-        }
-        // A driver may still hold a copy for the length of its turn.
-        cx.unwatch(listener.as_fd());
-        cx.counters.listeners.sub(1);
-        drivers.on_frontend_closed(cx, &self.local);
-    }
-
-    fn reset_queued(&self, listener: &OwnedFd) {
-        for _ in 0..MAX_QUEUED {
-            match socket::accept(listener.as_fd()) {
-                Ok((socket, _)) => {
-                    socket::reset(socket);
-                    self.local.counters.connections_opened.add(1);
-                    self.local.counters.closed(CloseReason::NoBackend).add(1);
-                }
-                Err(errno) if errno.raw_os_error() == libc::ECONNABORTED => {}
-                // Empty, or out of descriptors: closing resets the rest.
-                Err(_) => return,
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! One frontend's socket in one worker: opened, steered, handed on, closed.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::Drivers;
+use super::super::cx::Cx;
+use super::super::local::Local;
+use super::super::report::BindError;
+use super::super::token::{Kind, Token};
+use crate::slab::Key;
+use crate::stats::CloseReason;
+use crate::sys::epoll::Interest;
+use crate::sys::{filter, socket};
+use crate::table::Protocol;
+use crate::timer::TimerId;
+
+/// First pause before a failed listener is tried again; doubles with each failure.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+/// The longest pause between tries.
+const MAX_RETRY: Duration = Duration::from_secs(5);
+/// How long a listener rests when accept can only fail: descriptors come back within 100 ms.
+const REST: Duration = Duration::from_millis(20);
+/// Bound of callers taken from the queue of a listener that closes: no backlog is longer.
+pub(super) const MAX_QUEUED: usize = 65_536;
+
+/// One frontend and its socket, if it has one.
+pub(super) struct Entry {
+    pub(super) local: Rc<Local>,
+    pub(super) socket: Option<Rc<OwnedFd>>,
+    /// Retry of a failed open, or end of a rest.
+    pub(super) timer: Option<TimerId>,
+    pub(super) pause: Duration,
+    /// The group's source selector is attached.
+    pub(super) steered: bool,
+    pub(super) resting: bool,
+}
+
+/// Moves a timer, or arms it.
+fn rearm(cx: &mut Cx, timer: &mut Option<TimerId>, token: Token, after: Duration) {
+    let at = cx.now + after;
+    if !timer.is_some_and(|timer| cx.timers.rearm(timer, at)) {
+        *timer = Some(cx.timers.arm(at, token));
+    }
+}
+
+impl Entry {
+    /// A frontend without a socket yet.
+    pub(super) fn new(local: Rc<Local>) -> Entry {
+        Entry {
+            local,
+            socket: None,
+            timer: None,
+            pause: FIRST_RETRY,
+            steered: false,
+            resting: false,
+        }
+    }
+
+    /// Accept can only fail just now: looks away until a timer says otherwise.
+    pub(super) fn rest(&mut self, cx: &mut Cx, token: Token) {
+        let Some(listener) = self.socket.as_ref().filter(|_| !self.resting) else {
+            return;
+        };
+        if cx.rewatch(listener.as_fd(), token, Interest::NONE).is_ok() {
+            self.resting = true;
+            rearm(cx, &mut self.timer, token, REST);
+        }
+    }
+
+    /// The timer came; ends a rest.
+    pub(super) fn on_timer(&mut self, cx: &Cx, token: Token) {
+        self.timer = None;
+        if std::mem::take(&mut self.resting)
+            && let Some(listener) = &self.socket
+        {
+            // It was watched a moment ago; there is nothing here that can fail.
+            let _ = cx.rewatch(listener.as_fd(), token, Interest::READ);
+        }
+    }
+
+    /// Opens the socket, unless it is open; a failure is tried again after a pause.
+    pub(super) fn open(&mut self, cx: &mut Cx, key: Key) -> Result<(), BindError> {
+        if self.socket.is_some() {
+            return Ok(());
+        }
+        let frontend = self.local.key;
+        let address = SocketAddr::new(frontend.address, frontend.port.get());
+        let token = Token::new(Kind::Listener, key);
+        let opened = match frontend.protocol {
+            Protocol::Tcp => socket::listen_tcp(address),
+            Protocol::Udp => socket::listen_udp(address),
+        };
+        let watched = opened.and_then(|socket| {
+            let step = "epoll_ctl";
+            match cx.watch(socket.as_fd(), token, Interest::READ) {
+                Ok(()) => Ok(socket),
+                Err(errno) => Err(socket::ListenError { step, errno }),
+            }
+        });
+        match watched {
+            Ok(socket) => {
+                self.hold(Rc::new(socket));
+                cx.counters.listeners.add(1);
+                self.pause = FIRST_RETRY;
+                Ok(())
+            }
+            Err(error) => {
+                cx.counters.bind_errors.add(1);
+                rearm(cx, &mut self.timer, token, self.pause);
+                self.pause = (self.pause * 2).min(MAX_RETRY);
+                Err(BindError::new(frontend, error))
+            }
+        }
+    }
+
+    /// Goes on with the socket of the entry before this one.
+    pub(super) fn adopt(&mut self, cx: &Cx, key: Key, inherited: Option<(Rc<OwnedFd>, bool)>) {
+        let Some((socket, steered)) = inherited else {
+            return;
+        };
+        // Watched under the old entry's token until now; a change of that cannot fail.
+        let _ = cx.rewatch(
+            socket.as_fd(),
+            Token::new(Kind::Listener, key),
+            Interest::READ,
+        );
+        self.steered = steered;
+        self.hold(socket);
+    }
+
+    fn hold(&mut self, socket: Rc<OwnedFd>) {
+        self.local.set_listener(Some(Rc::clone(&socket)));
+        self.socket = Some(socket);
+    }
+
+    /// Attaches the source selector to the socket's group, or takes it away.
+    pub(super) fn steer(&mut self, affinity: bool, workers: u32, seed: u32) {
+        let Some(listener) = &self.socket else { return };
+        if affinity == self.steered || workers < 2 {
+            return;
+        }
+        let done = if affinity {
+            let is_v6 = self.local.key.address.is_ipv6();
+            filter::attach_source_selector(listener.as_fd(), is_v6, workers, seed)
+        } else {
+            filter::detach_selector(listener.as_fd())
+        };
+        // Without it a client may have a pin in each worker: the hash, which goes by the client's
+        // address alone, still answers all of them alike. Tried again at the next change.
+        self.steered = affinity == done.is_ok();
+    }
+
+    /// Closes the socket, if it is open. Who waits in its queue gets RST now instead of silence.
+    pub(super) fn close(&mut self, cx: &mut Cx, drivers: &mut Drivers) {
+        if let Some(timer) = self.timer.take() {
+            cx.timers.cancel(timer);
+        }
+        self.pause = FIRST_RETRY;
+        self.steered = false;
+        self.resting = false;
+        let Some(listener) = self.socket.take() else {
+            return;
+        };
+        self.local.set_listener(None);
+        if self.local.key.protocol == Protocol::Tcp {
+            self.reset_queued(&listener);
+        }
+        // A driver may still hold a copy for the length of its turn.
+        cx.unwatch(listener.as_fd());
+        cx.counters.listeners.sub(1);
+        drivers.on_frontend_closed(cx, &self.local);
+    }
+
+    fn reset_queued(&self, listener: &OwnedFd) {
+        for _ in 0..MAX_QUEUED {
+            match socket::accept(listener.as_fd()) {
+                Ok((socket, _)) => {
+                    self.local.counters.connections_opened.add(1);
+                    self.local.counters.closed(CloseReason::NoBackend).add(1);
+                    socket::reset(socket);
+                }
+                Err(errno) if errno.raw_os_error() == libc::ECONNABORTED => {}
+                // Empty, or out of descriptors: closing resets the rest.
+                Err(_) => return,
+            }
+        }
+    }
+}
