@@ -345,7 +345,7 @@ fn t4_every_close_order_keeps_the_tail() {
         );
     });
     let vip = one_pod(&weir, "orders", false, false, 80);
-    let sizes = [
+    let sizes: [u64; 17] = [
         1, 2, 1447, 1448, 1449, 4095, 4096, 4097, 16_383, 16_384, 16_385, 65_535, 65_536, 65_537,
         262_143, 262_145, 1_048_577,
     ];

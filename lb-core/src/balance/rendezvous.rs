@@ -9,6 +9,9 @@
 
 use super::Member;
 
+/// Backends of equal weight from which on draws are compared by fours (benches).
+const LONG: usize = 128;
+
 #[derive(Clone, Debug)]
 pub(super) struct Rendezvous {
     /// By weight, heaviest first: the likely winner bounds the rest early.
@@ -86,14 +89,24 @@ impl Rendezvous {
     }
 
     fn strongest(&self, group: Group, hash: u64) -> Option<(u64, usize)> {
-        let mut best = (0, group.start);
-        for (place, &seed) in (group.start..).zip(&self.seeds[group.start..group.end]) {
-            let draw = draw(hash, seed);
-            if draw > best.0 {
-                best = (draw, place);
+        // A new maximum is rare in a long row (ln n of n), so four draws share one test that nearly
+        // always fails: half the time of one by one at 1,000 backends, more of it below 100.
+        let seeds = &self.seeds[group.start..group.end];
+        let (fours, rest) = if seeds.len() < LONG {
+            ([].as_slice(), seeds)
+        } else {
+            seeds.as_chunks::<4>()
+        };
+        let mut best = (0, 0);
+        for (number, four) in fours.iter().enumerate() {
+            let draws = four.map(|seed| draw(hash, seed));
+            if draws.iter().any(|&draw| draw > best.0) {
+                strongest_of(&mut best, draws, number * 4);
             }
         }
-        Some(best)
+        let rest_draws = rest.iter().map(|&seed| draw(hash, seed));
+        strongest_of(&mut best, rest_draws, fours.len() * 4);
+        Some((best.0, group.start + best.1))
     }
 
     fn strongest_unless(
@@ -110,6 +123,16 @@ impl Rendezvous {
             }
         }
         best
+    }
+}
+
+/// Raises `best`, a draw and its place, by `draws`, the first of which is at place `start`.
+#[inline]
+fn strongest_of(best: &mut (u64, usize), draws: impl IntoIterator<Item = u64>, start: usize) {
+    for (place, draw) in (start..).zip(draws) {
+        if draw > best.0 {
+            *best = (draw, place);
+        }
     }
 }
 

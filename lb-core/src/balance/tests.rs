@@ -203,6 +203,23 @@ proptest! {
     }
 }
 
+/// Long rows are compared by fours, with up to three left over.
+#[test]
+fn consistent_is_the_definition_in_large_pools_too() {
+    for (size, weights) in [(127, 1), (128, 1), (131, 1), (1_000, 1), (701, 2)] {
+        let pool: Vec<Backend> = (0..size)
+            .map(|n| backend(n, 1 + n as u16 % weights))
+            .collect();
+        let index = index(Algorithm::Consistent, &pool);
+        let mut view = Fixed::default();
+        for n in 0..500 {
+            view.skipped = (0..n as usize % 3).collect();
+            let expected = naive_rendezvous(&pool, mixed(n), &view.skipped);
+            assert_eq!(index.pick(mixed(n), &mut view), expected);
+        }
+    }
+}
+
 #[test]
 fn consistent_shares_are_exact() {
     let weights: Vec<u16> = (0..40).map(|i| [1, 1, 2, 7, 50][i % 5]).collect();

@@ -1,6 +1,6 @@
 //! The flows against a model that is a plain list, searched from end to end.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -2,7 +2,7 @@
 //! changes of the pool, a flood of spoofed sources. Seeded; a failure prints its seed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::tests::{Fixed, backend, rules};

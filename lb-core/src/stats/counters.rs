@@ -135,6 +135,7 @@ pub struct WorkerCounters {
     pub listeners: Counter,
     /// The memory that copies of latest datagrams take now, in bytes.
     pub copy_bytes: Counter,
-    /// Datagrams of which no copy was kept because that memory was full.
+    /// Datagrams of which no copy was kept because they were longer than 2 KiB, or that memory was
+    /// full.
     pub copies_refused: Counter,
 }

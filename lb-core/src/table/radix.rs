@@ -207,7 +207,7 @@ fn diff_nodes<'a, T: PartialEq>(
 ) {
     let same = match (old.node, new.node) {
         (None, None) => true,
-        (Some(a), Some(b)) => old.height == new.height && Arc::ptr_eq(a, b),
+        (Some(a), Some(b)) => Arc::ptr_eq(a, b),
         _ => false,
     };
     if same {

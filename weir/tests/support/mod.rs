@@ -18,7 +18,7 @@ pub mod weir;
 
 use std::time::{Duration, Instant};
 
-pub use net::{Lab, Net};
+pub use net::Lab;
 pub use weir::Weir;
 
 /// Asks again until it holds; fails the test with `what` when the deadline passes.

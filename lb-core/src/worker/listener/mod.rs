@@ -250,7 +250,12 @@ impl Listeners {
             if entry.local.key.protocol != protocol || entry.socket.is_none() {
                 continue;
             }
-            for _ in 0..MAX_QUEUED {
+            // Datagrams may come without end, and nobody was promised an answer.
+            let passes = match protocol {
+                Protocol::Tcp => MAX_QUEUED,
+                Protocol::Udp => 1,
+            };
+            for _ in 0..passes {
                 let Some(listener) = entry
                     .socket
                     .as_ref()

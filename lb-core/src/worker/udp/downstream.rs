@@ -55,6 +55,9 @@ impl Driver {
         client: SocketAddr,
         payload: &[u8],
     ) -> Result<(), DropReason> {
+        if cx.draining && !self.flows.contains(client, &**local) {
+            return Err(DropReason::Draining);
+        }
         let flow = match self.flows.datagram(cx.now, client, &**local) {
             Verdict::Forward(flow) => flow,
             Verdict::Move {
@@ -99,9 +102,6 @@ impl Driver {
         client: SocketAddr,
         admission: Admission,
     ) -> Result<FlowId, DropReason> {
-        if cx.draining {
-            return Err(DropReason::Draining);
-        }
         if !(cx.descriptors.take(1) || self.shed(cx) && cx.descriptors.take(1)) {
             return Err(DropReason::DescriptorLimit);
         }

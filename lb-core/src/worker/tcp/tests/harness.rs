@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,6 +54,8 @@ pub(super) struct Proxy {
     pub(super) address: SocketAddr,
     pub(super) counters: Arc<FrontendCounters>,
     pub(super) worker: Arc<WorkerCounters>,
+    /// The most bytes that one call of the driver received.
+    most: Arc<AtomicU64>,
     wake: Arc<Wake>,
     cut: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
@@ -69,12 +71,14 @@ impl Proxy {
         );
         let (tell, told) = mpsc::channel();
         let backends = backends.to_vec();
+        let most = Arc::new(AtomicU64::new(0));
+        let at_most = Arc::clone(&most);
         let flags = (Arc::clone(&wake), Arc::clone(&cut), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             let listener = listen_tcp(SocketAddr::new(at, 0)).expect("a listener");
             let address = local_address(&listener);
             let frontend = frontend(address, &backends, policy);
-            let mut worker = Worker::new(&frontend);
+            let mut worker = Worker::new(&frontend, at_most);
             let counters = (
                 Arc::clone(&worker.local.counters),
                 Arc::clone(&worker.cx.counters),
@@ -88,6 +92,7 @@ impl Proxy {
             address,
             counters,
             worker,
+            most,
             wake,
             cut,
             stop,
@@ -103,6 +108,10 @@ impl Proxy {
     pub(super) fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
         self.wake.ring();
+    }
+
+    pub(super) fn most_at_once(&self) -> u64 {
+        self.most.load(Ordering::SeqCst)
     }
 
     pub(super) fn closed(&self, reason: CloseReason) -> u64 {
@@ -190,10 +199,11 @@ struct Worker {
     cx: Cx,
     tcp: Tcp,
     local: Rc<Local>,
+    most: Arc<AtomicU64>,
 }
 
 impl Worker {
-    fn new(frontend: &Arc<Frontend>) -> Worker {
+    fn new(frontend: &Arc<Frontend>, most: Arc<AtomicU64>) -> Worker {
         let counters = Arc::new(WorkerCounters::default());
         let all: Arc<[Arc<WorkerCounters>]> = Arc::new([Arc::clone(&counters)]);
         let mut descriptors = Descriptors::new(all, 0).expect("a descriptor");
@@ -214,6 +224,7 @@ impl Worker {
             cx,
             tcp,
             local: Rc::new(Local::new(slot, frontend)),
+            most,
         }
     }
 
@@ -241,11 +252,14 @@ impl Worker {
             for index in 0..events.len() {
                 let (bits, ready) = events.at(index).expect("in range");
                 let token = Token::from_bits(bits);
+                let before = received(&self.local);
                 match token.kind() {
                     Some(Kind::Listener) => tcp.on_listener(cx, &self.local, listener.as_fd()),
                     Some(Kind::Downstream | Kind::Upstream) => tcp.on_event(cx, token, ready),
                     _ => _ = wake.drain(),
                 }
+                self.most
+                    .fetch_max(received(&self.local) - before, Ordering::SeqCst);
             }
             tcp.end_turn(cx);
             while let Some(token) = cx.timers.pop(cx.now) {
@@ -259,6 +273,10 @@ impl Worker {
         }
         assert!(!tcp.is_idle() || cx.timers.is_empty(), "timers left over");
     }
+}
+
+fn received(local: &Local) -> u64 {
+    local.counters.bytes_downstream.value() + local.counters.bytes_upstream.value()
 }
 
 /// A server that runs `serve` on a thread of its own for each connection.
