@@ -83,16 +83,21 @@ impl Bench {
     /// State and first address of a Service.
     fn service(&self, name: &str) -> Option<(State, Option<IpAddr>)> {
         let snapshot = self.desk().snapshot();
-        let status = snapshot.services().find(|status| &*status.key.name == name)?;
+        let status = snapshot
+            .services()
+            .find(|status| &*status.key.name == name)?;
         Some((status.state, status.addresses.first().copied()))
     }
 
     #[track_caller]
     fn serving(&self, name: &str) -> IpAddr {
         let what = format!("{name} is serving");
-        eventually(&what, || self.service(name).filter(|(state, _)| *state == State::Serving))
-            .1
-            .expect("an address")
+        eventually(&what, || {
+            self.service(name)
+                .filter(|(state, _)| *state == State::Serving)
+        })
+        .1
+        .expect("an address")
     }
 }
 
@@ -110,7 +115,7 @@ fn eventually<T>(what: &str, mut holds: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         assert!(Instant::now() < deadline, "not in time: {what}");
-        std::thread::sleep(Duration::from_millis(1));
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -127,7 +132,7 @@ fn manifest(name: &str, backend: SocketAddr) -> String {
 fn backend(name: &'static str) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind");
     let address = listener.local_addr().expect("address");
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for stream in listener.incoming() {
             let _ = stream.and_then(|mut stream| stream.write_all(name.as_bytes()));
         }
@@ -135,7 +140,7 @@ fn backend(name: &'static str) -> SocketAddr {
     address
 }
 
-fn ask(vip: IpAddr) -> std::io::Result<String> {
+fn ask(vip: IpAddr) -> io::Result<String> {
     let mut stream = TcpStream::connect((vip, 7000))?;
     stream.set_read_timeout(Some(SOON))?;
     let mut name = String::new();
@@ -156,14 +161,19 @@ fn a_file_becomes_an_address_and_a_change_takes_effect() {
     let two = backend("two");
     let begun = Instant::now();
     bench.write("web.yaml", &manifest("web", two));
-    eventually("the new endpoint", || (ask(vip).ok()? == "two").then_some(()));
+    eventually("the new endpoint", || {
+        (ask(vip).ok()? == "two").then_some(())
+    });
     let took = begun.elapsed();
     // The promise is 300 ms; a busy machine gets some more.
     assert!(took < Duration::from_millis(600), "{took:?}");
 
     // An equal table is not published: only the file changed.
     let generation = bench.desk().snapshot().published;
-    bench.write("web.yaml", &format!("# a comment\n{}", manifest("web", two)));
+    bench.write(
+        "web.yaml",
+        &format!("# a comment\n{}", manifest("web", two)),
+    );
     bench.write("more.yaml", &manifest("more", two));
     bench.serving("more");
     assert_eq!(bench.desk().snapshot().published, generation + 1);
@@ -194,7 +204,9 @@ fn a_restart_keeps_addresses() {
 fn a_thousand_services_load_in_two_seconds() {
     let bench = Bench::start(8);
     let one = backend("one");
-    let text: String = (0..1_000).map(|n| manifest(&format!("s{n}"), one)).collect();
+    let text: String = (0..1_000)
+        .map(|n| manifest(&format!("s{n}"), one))
+        .collect();
     let begun = Instant::now();
     bench.write("all.yaml", &text);
     eventually("all serving", || {
@@ -221,13 +233,20 @@ fn a_panic_of_the_control_task_never_stops_forwarding() {
     }
     // While nobody looks, a Service goes: the new task has to find out by itself.
     fs::remove_file(bench.directory.path().join("manifests/old.yaml")).expect("remove");
-    eventually("started anew", || (bench.desk().snapshot().restarts == 1).then_some(()));
+    eventually("started anew", || {
+        (bench.desk().snapshot().restarts == 1).then_some(())
+    });
     assert_eq!(bench.serving("web"), vip, "no address moved");
     assert_eq!(ask(vip).expect("served"), "one");
     eventually("what went is closed", || ask(old).is_err().then_some(()));
     bench.write("web.yaml", &manifest("web", backend("two")));
-    eventually("it decides again", || (ask(vip).ok()? == "two").then_some(()));
-    assert!(bench.plane.handle().report().generation() > report, "generations go on");
+    eventually("it decides again", || {
+        (ask(vip).ok()? == "two").then_some(())
+    });
+    assert!(
+        bench.plane.handle().report().generation() > report,
+        "generations go on"
+    );
 }
 
 #[test]
@@ -238,9 +257,13 @@ fn nothing_is_published_before_the_first_list() {
     let away = bench.directory.path().join("away");
     fs::rename(bench.directory.path().join("manifests"), &away).expect("rename");
     let bench = bench.restart();
-    std::thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(300));
     let snapshot = bench.desk().snapshot();
-    assert!(!snapshot.complete && snapshot.published == 1, "{}", snapshot.published);
+    assert!(
+        !snapshot.complete && snapshot.published == 1,
+        "{}",
+        snapshot.published
+    );
     fs::rename(&away, bench.directory.path().join("manifests")).expect("rename");
     assert_eq!(bench.serving("web"), vip);
 }
