@@ -15,8 +15,8 @@ use crate::settings::LogFormat;
 pub use sink::Dropped;
 use sink::Sink;
 
-/// Lines that wait for the sink at most: what a start with 500 Services says at once.
-const QUEUE_LINES: usize = 1024;
+/// Lines that wait for the sink at most: what a start with 2,000 Services says at once.
+const QUEUE_LINES: usize = 4096;
 
 /// The running log; kept until the end of the process.
 #[derive(Debug)]
