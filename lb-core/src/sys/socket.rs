@@ -33,8 +33,8 @@ fn step(step: &'static str) -> impl Fn(io::Error) -> ListenError {
 /// A nonblocking TCP socket that listens at `address` beside those of the other workers.
 ///
 /// What accepted sockets inherit is set here once: TCP_NODELAY (a proxy must not add Nagle's
-/// delay), SO_OOBINLINE (the urgent byte stays in its place), keepalive (a peer that vanished
-/// while idle is found within two minutes).
+/// delay), SO_OOBINLINE (the urgent byte stays in its place), keepalive and the user timeout (a
+/// peer that vanished is found within minutes).
 pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     let socket = Socket::new(
         Domain::for_address(address),

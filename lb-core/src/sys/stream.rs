@@ -33,12 +33,13 @@ pub(crate) fn tcp_socket(family_of: SocketAddr) -> Result<OwnedFd, Errno> {
 /// An idle peer is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// A peer that acknowledges nothing, or keeps its window shut, is given up after this.
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
+/// A peer that acknowledges nothing is given up after this. Linux counts a window that stays shut
+/// as that, though the peer answers: hence minutes, so that a reader may pause.
+const USER_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Bounds how long a peer that vanished can hold a socket (tcp(7), RFC 5482): idle, for
-/// [`KEEPALIVE_IDLE`] and then [`USER_TIMEOUT`]; with data unacknowledged, or with a window that
-/// stays shut, for [`USER_TIMEOUT`]. Without it the kernel's defaults allow two hours.
+/// Bounds how long a peer that vanished can hold a socket to [`USER_TIMEOUT`] (tcp(7), RFC 5482):
+/// idle, because it does not answer the probes; with data unacknowledged, or a window that stays
+/// shut, by itself. The kernel's defaults allow two hours.
 ///
 /// # Errors
 /// None that a TCP socket gives.
@@ -126,7 +127,7 @@ mod tests {
         let _ = start_connect(dialled.as_fd(), to);
         let (accepted, _) = accept(listener.as_fd()).expect("it calls");
         for socket in [&dialled, &accepted] {
-            assert_eq!(sockopt::tcp_user_timeout(socket), Ok(120_000));
+            assert_eq!(sockopt::tcp_user_timeout(socket), Ok(300_000));
             assert_eq!(sockopt::tcp_keepidle(socket), Ok(KEEPALIVE_IDLE));
             assert_eq!(sockopt::tcp_keepintvl(socket), Ok(KEEPALIVE_INTERVAL));
             assert_eq!(sockopt::socket_keepalive(socket), Ok(true));

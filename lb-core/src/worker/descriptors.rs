@@ -151,3 +151,116 @@ impl Descriptors {
         std::mem::take(&mut self.exhausted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{ErrorKind, Read};
+    use std::net::TcpStream;
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::table::Slot;
+    use crate::worker::testing;
+
+    fn workers(n: usize, allowance: u64) -> Vec<Descriptors> {
+        let counters: Arc<[_]> = (0..n)
+            .map(|_| Arc::new(WorkerCounters::default()))
+            .collect();
+        (0..n)
+            .map(|own| {
+                let mut worker = Descriptors::new(Arc::clone(&counters), own).expect("a spare");
+                worker.allow(allowance);
+                worker
+            })
+            .collect()
+    }
+
+    proptest! {
+        /// Whatever the order of turns, takes and returns: what all hold together passes the
+        /// allowance by no more than what was promised to turns begun before.
+        #[test]
+        fn the_allowance_holds(
+            n in 1usize..5,
+            allowance in 0u64..60,
+            steps in prop::collection::vec((any::<u8>(), 0u8..4, 1u64..3), 1..200),
+        ) {
+            let mut workers = workers(n, allowance);
+            let mut held = vec![0; n];
+            for (who, what, amount) in steps {
+                let who = usize::from(who) % n;
+                match what {
+                    // Every turn begins with this; all workers' are in step here.
+                    0 => workers.iter_mut().for_each(Descriptors::begin_turn),
+                    1 if held[who] >= amount => {
+                        workers[who].give(amount);
+                        held[who] -= amount;
+                    }
+                    _ => {
+                        if workers[who].take(amount) {
+                            held[who] += amount;
+                        }
+                    }
+                }
+                let total: u64 = held.iter().sum();
+                prop_assert!(total <= allowance + PER_CONNECTION * n as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn one_worker_may_take_everything_in_a_few_turns() {
+        let mut workers = workers(4, 1_001);
+        let mut turns = 0;
+        let mut held = 0;
+        while held < 1_001 {
+            workers[2].begin_turn();
+            while workers[2].take(1) {
+                held += 1;
+            }
+            turns += 1;
+            assert!(turns < 40, "{held} after {turns} turns");
+        }
+        workers[2].begin_turn();
+        assert!(!workers[2].take(1));
+        workers[0].begin_turn();
+        assert!(!workers[0].take(1));
+        workers[2].give(2);
+        workers[0].begin_turn();
+        assert!(workers[0].take(2), "the last ones are out of reach");
+    }
+
+    #[test]
+    fn past_the_budget_the_newest_is_reset_and_counted() {
+        let spec = testing::spec("127.0.0.1:1", &[]);
+        let table = testing::table(&[spec]);
+        let local = Local::new(Slot(0), table.get(Slot(0)).expect("one frontend"));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        listener.set_nonblocking(true).expect("an option");
+        let address = listener.local_addr().expect("its address");
+        let mut callers: Vec<_> = (0..3)
+            .map(|_| TcpStream::connect(address).expect("it listens"))
+            .collect();
+        let mut worker = workers(1, 2 * PER_CONNECTION + 1).remove(0);
+        worker.begin_turn();
+        let mut accept = || worker.accept(&local, listener.as_fd());
+        let (first, second) = (accept(), accept());
+        assert!(matches!(first, Accepted::Connection(..)));
+        assert!(matches!(second, Accepted::Connection(..)));
+        assert!(matches!(accept(), Accepted::Shed));
+        assert!(matches!(accept(), Accepted::Empty));
+        let patience = Some(Duration::from_secs(10));
+        callers[2].set_read_timeout(patience).expect("an option");
+        let reset = callers[2].read(&mut [0; 1]).expect_err("it was shed");
+        assert_eq!(reset.kind(), ErrorKind::ConnectionReset);
+        assert_eq!(local.counters.connections_opened.value(), 3);
+        assert_eq!(
+            local.counters.closed(CloseReason::DescriptorLimit).value(),
+            1
+        );
+        assert_eq!(worker.workers[0].shed_budget.value(), 1);
+        assert_eq!(worker.workers[0].descriptors.value(), 2 * PER_CONNECTION);
+    }
+}

@@ -1,13 +1,13 @@
 //! One connection: carries out what its machine says, and tells it what completed.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::dial::Dial;
-use super::end::{End, RECEIVE_SIZE, cause};
-use crate::conn::{Action, Actions, Cause, Conn, Event, Side, Timeouts};
+use super::end::{End, RECEIVE_SIZE};
+use super::flush::Flush;
+use crate::conn::{Action, Actions, Conn, Event, Side, Timeouts};
 use crate::slab::Key;
 use crate::stats::CloseReason;
 use crate::sys::epoll::{Interest, Readiness};
@@ -21,27 +21,23 @@ use crate::worker::token::{Kind, Token};
 /// Receives, and sends of what had waited, of one connection in one go: 1 MiB at the most, some
 /// 0.2 ms. What is left waits for the others' turn.
 pub(super) const WORK_PER_TURN: u32 = 16;
-/// How soon a send queue is looked at again while it is to become empty; doubles up to
-/// [`FLUSH_POLL_MAX`]. There is no event for it.
-const FLUSH_POLL: Duration = Duration::from_millis(1);
-const FLUSH_POLL_MAX: Duration = Duration::from_millis(64);
 
 /// A connection and its two sockets. An idle one has no buffer and, once connected, no [`Dial`].
 #[derive(Debug)]
 pub(super) struct Connection {
     machine: Conn,
-    ends: [End; 2],
+    pub(super) ends: [End; 2],
     pub(super) local: Rc<Local>,
     /// Counts as active at its backend.
-    claim: Option<Claim>,
-    dial: Option<Box<Dial>>,
+    pub(super) claim: Option<Claim>,
+    pub(super) dial: Option<Box<Dial>>,
     /// A send queue that is to become empty.
-    flush: Option<Box<Flush>>,
-    timer: Option<TimerId>,
+    pub(super) flush: Option<Box<Flush>>,
+    pub(super) timer: Option<TimerId>,
     /// When the machine wants its timer.
-    deadline: Time,
+    pub(super) deadline: Time,
     /// An action that completed while it was carried out; `None` between calls.
-    next: Option<Event>,
+    pub(super) next: Option<Event>,
     /// It stands in the list of those with work left over.
     pub(super) is_queued: bool,
     /// Whose operations are tried first; alternates.
@@ -57,13 +53,6 @@ pub(super) enum Outcome {
     HasMore,
     /// It is over; every socket is closed.
     Closed(CloseReason),
-}
-
-#[derive(Debug)]
-struct Flush {
-    side: Side,
-    left: u32,
-    pause: Duration,
 }
 
 impl Connection {
@@ -118,9 +107,6 @@ impl Connection {
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
         self.timer = None;
         self.deadline = NEVER;
-        if let Some(flush) = &mut self.flush {
-            flush.pause = (flush.pause * 2).min(FLUSH_POLL_MAX);
-        }
         if let Some(event) = self.poll_flush()
             && let Some(reason) = self.apply(cx, key, event)
         {
@@ -204,27 +190,6 @@ impl Connection {
         None
     }
 
-    fn next_of_dial(&mut self, cx: &mut Cx) -> Option<Event> {
-        if let Some(claim) = &self.claim
-            && let Some(result) = self.ends[Side::Upstream.index()].end_connect(claim.address)
-        {
-            return Some(match result {
-                Ok(()) => self.connected(),
-                Err(errno) => self.connect_failed(cx, cause(errno)),
-            });
-        }
-        // A client that reset before anything was promised; but what it had sent is delivered.
-        let downstream = &mut self.ends[Side::Downstream.index()];
-        match downstream.fails_with_unread() {
-            true => None,
-            false => downstream.reported(),
-        }
-    }
-
-    fn is_flushing(&self, side: Side) -> bool {
-        self.flush.as_ref().is_some_and(|flush| flush.side == side)
-    }
-
     fn count(&self, event: Event) {
         if let Event::Received { side, n } = event {
             let counter = match side {
@@ -270,105 +235,6 @@ impl Connection {
         None
     }
 
-    fn pick(&mut self, cx: &mut Cx) -> Event {
-        let picked = self
-            .dial
-            .as_mut()
-            .and_then(|dial| dial.pick(cx, &self.local));
-        match picked {
-            Some((claim, round)) => {
-                self.claim = Some(claim);
-                Event::Picked { round }
-            }
-            None => Event::NoBackend,
-        }
-    }
-
-    fn connect(&mut self, cx: &mut Cx, key: Key) -> Option<Event> {
-        let address = self.claim.as_ref()?.address;
-        let end = &mut self.ends[Side::Upstream.index()];
-        let result = stream::tcp_socket(address).and_then(|socket| {
-            stream::bound_silence(socket.as_fd())?;
-            let token = Token::new(Kind::Upstream, key);
-            cx.watch(socket.as_fd(), token, Interest::STREAM)?;
-            let done = stream::start_connect(socket.as_fd(), address)?;
-            *end = End::new(Side::Upstream, Some(socket));
-            Ok(done)
-        });
-        match result {
-            Ok(true) => Some(self.connected()),
-            Ok(false) => None,
-            Err(errno) => Some(self.connect_failed(cx, cause(errno))),
-        }
-    }
-
-    fn connected(&mut self) -> Event {
-        self.dial = None;
-        if let Some(claim) = &self.claim {
-            claim.succeeded();
-        }
-        Event::Connected
-    }
-
-    fn connect_failed(&mut self, cx: &mut Cx, cause: Cause) -> Event {
-        drop(self.ends[Side::Upstream.index()].take());
-        self.local.counters.connect_errors.add(1);
-        match (self.claim.take(), cause) {
-            // Ours to answer for, not the backend's.
-            (_, Cause::Exhausted) => cx.counters.shed_exhausted.add(1),
-            (_, Cause::NoPort) | (None, _) => {}
-            (Some(claim), _) => claim.failed(cx.now),
-        }
-        Event::ConnectFailed(cause)
-    }
-
-    /// The try is over. With its socket still open it has not failed, but nobody answered in time.
-    fn close_upstream(&mut self, cx: &mut Cx) {
-        if self.ends[Side::Upstream.index()].socket().is_some() {
-            self.connect_failed(cx, Cause::TimedOut);
-        }
-    }
-
-    fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) {
-        self.flush = Some(Box::new(Flush {
-            side,
-            left: u32::MAX,
-            pause: FLUSH_POLL,
-        }));
-        self.next = self.poll_flush();
-        if !matches!(self.next, Some(Event::Flushed { .. })) {
-            self.set_timer(cx, key);
-        }
-    }
-
-    /// Looks at the send queue that is to become empty.
-    fn poll_flush(&mut self) -> Option<Event> {
-        let flush = self.flush.as_mut()?;
-        let side = flush.side;
-        let socket = self.ends[side.index()].socket();
-        // A socket that cannot say is as good as empty: the error follows.
-        let left = socket.map_or(0, |s| stream::unacknowledged(s).unwrap_or(0));
-        let progress = left < flush.left;
-        flush.left = left;
-        match left {
-            0 => Some(Event::Flushed { side }),
-            _ => progress.then_some(Event::FlushProgress { side }),
-        }
-    }
-
-    /// Sets the wheel to the next thing that the machine or a flush waits for.
-    fn set_timer(&mut self, cx: &mut Cx, key: Key) {
-        let flush = self.flush.as_ref().map_or(NEVER, |f| cx.now + f.pause);
-        let at = self.deadline.min(flush);
-        if at == NEVER {
-            return;
-        }
-        let moved = self.timer.is_some_and(|id| cx.timers.rearm(id, at));
-        if !moved {
-            self.timer = Some(cx.timers.arm(at, Token::new(Kind::Downstream, key)));
-        }
-    }
-
     fn close(&mut self, cx: &mut Cx) {
         if let Some(id) = self.timer.take() {
             cx.timers.cancel(id);
@@ -380,4 +246,4 @@ impl Connection {
     }
 }
 
-const NEVER: Time = Time::from_micros(u64::MAX);
+pub(super) const NEVER: Time = Time::from_micros(u64::MAX);

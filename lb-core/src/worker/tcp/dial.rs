@@ -1,9 +1,17 @@
-//! The search for a backend: what was tried, and what to try next.
+//! The search for a backend: what was tried, what to try next, and how a try ends.
 
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 
+use super::connection::Connection;
+use super::end::{End, cause};
+use crate::conn::{Cause, Event, Side};
+use crate::slab::Key;
+use crate::sys::epoll::Interest;
+use crate::sys::stream;
 use crate::worker::cx::Cx;
 use crate::worker::local::{Claim, Local};
+use crate::worker::token::{Kind, Token};
 
 /// A connection that has no backend yet.
 #[derive(Debug)]
@@ -36,5 +44,83 @@ impl Dial {
         let claim = picked?;
         self.tried.push(claim.address);
         Some((claim, self.round))
+    }
+}
+
+impl Connection {
+    pub(super) fn next_of_dial(&mut self, cx: &mut Cx) -> Option<Event> {
+        if let Some(claim) = &self.claim
+            && let Some(result) = self.ends[Side::Upstream.index()].end_connect(claim.address)
+        {
+            return Some(match result {
+                Ok(()) => self.connected(),
+                Err(errno) => self.connect_failed(cx, cause(errno)),
+            });
+        }
+        // A client that reset before anything was promised; but what it had sent is delivered.
+        let downstream = &mut self.ends[Side::Downstream.index()];
+        match downstream.fails_with_unread() {
+            true => None,
+            false => downstream.reported(),
+        }
+    }
+
+    pub(super) fn pick(&mut self, cx: &mut Cx) -> Event {
+        let picked = self
+            .dial
+            .as_mut()
+            .and_then(|dial| dial.pick(cx, &self.local));
+        match picked {
+            Some((claim, round)) => {
+                self.claim = Some(claim);
+                Event::Picked { round }
+            }
+            None => Event::NoBackend,
+        }
+    }
+
+    pub(super) fn connect(&mut self, cx: &mut Cx, key: Key) -> Option<Event> {
+        let address = self.claim.as_ref()?.address;
+        let end = &mut self.ends[Side::Upstream.index()];
+        let result = stream::tcp_socket(address).and_then(|socket| {
+            stream::bound_silence(socket.as_fd())?;
+            let token = Token::new(Kind::Upstream, key);
+            cx.watch(socket.as_fd(), token, Interest::STREAM)?;
+            let done = stream::start_connect(socket.as_fd(), address)?;
+            *end = End::new(Side::Upstream, Some(socket));
+            Ok(done)
+        });
+        match result {
+            Ok(true) => Some(self.connected()),
+            Ok(false) => None,
+            Err(errno) => Some(self.connect_failed(cx, cause(errno))),
+        }
+    }
+
+    fn connected(&mut self) -> Event {
+        self.dial = None;
+        if let Some(claim) = &self.claim {
+            claim.succeeded();
+        }
+        Event::Connected
+    }
+
+    fn connect_failed(&mut self, cx: &mut Cx, cause: Cause) -> Event {
+        drop(self.ends[Side::Upstream.index()].take());
+        self.local.counters.connect_errors.add(1);
+        match (self.claim.take(), cause) {
+            // Ours to answer for, not the backend's.
+            (_, Cause::Exhausted) => cx.counters.shed_exhausted.add(1),
+            (_, Cause::NoPort) | (None, _) => {}
+            (Some(claim), _) => claim.failed(cx.now),
+        }
+        Event::ConnectFailed(cause)
+    }
+
+    /// The try is over. With its socket still open it has not failed, but nobody answered in time.
+    pub(super) fn close_upstream(&mut self, cx: &mut Cx) {
+        if self.ends[Side::Upstream.index()].socket().is_some() {
+            self.connect_failed(cx, Cause::TimedOut);
+        }
     }
 }

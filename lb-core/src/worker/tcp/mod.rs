@@ -10,6 +10,7 @@
 mod connection;
 mod dial;
 mod end;
+mod flush;
 #[cfg(test)]
 mod tests;
 
