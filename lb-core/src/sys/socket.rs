@@ -34,8 +34,11 @@ fn step(step: &'static str) -> impl Fn(io::Error) -> ListenError {
 ///
 /// What accepted sockets inherit is set here once: TCP_NODELAY (a proxy must not add Nagle's
 /// delay), SO_OOBINLINE (the urgent byte stays in its place), keepalive and the user timeout (a
-/// peer that vanished is found within minutes).
-pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+/// peer that vanished is given up after `peer_timeout`).
+pub(crate) fn listen_tcp(
+    address: SocketAddr,
+    peer_timeout: Duration,
+) -> Result<OwnedFd, ListenError> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
@@ -50,7 +53,7 @@ pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     socket
         .set_out_of_band_inline(true)
         .map_err(step("SO_OOBINLINE"))?;
-    stream::bound_silence(socket.as_fd()).map_err(|errno| ListenError {
+    stream::bound_silence(socket.as_fd(), peer_timeout).map_err(|errno| ListenError {
         step: "TCP_USER_TIMEOUT",
         errno,
     })?;

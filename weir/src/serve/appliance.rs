@@ -11,7 +11,7 @@ use controlplane::object::SourceId;
 use controlplane::source::directory;
 use controlplane::state;
 use controlplane::translate::Rules;
-use lb_core::plane::{Config, Engine, Plane};
+use lb_core::plane::{Config, Engine, Limits, Plane};
 use lb_core::table::{HashKey, TableBuilder};
 
 use super::places;
@@ -145,7 +145,10 @@ fn config(settings: &Settings) -> Config {
             EngineName::IoUring => Engine::IoUring,
             EngineName::Epoll => Engine::Epoll,
         },
-        limits: default.limits,
+        limits: Limits {
+            peer_timeout: settings.peer_timeout,
+            ..default.limits
+        },
     }
 }
 

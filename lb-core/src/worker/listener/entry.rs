@@ -90,7 +90,7 @@ impl Entry {
         let address = SocketAddr::new(frontend.address, frontend.port.get());
         let token = Token::new(Kind::Listener, key);
         let opened = match frontend.protocol {
-            Protocol::Tcp => socket::listen_tcp(address),
+            Protocol::Tcp => socket::listen_tcp(address, cx.limits.peer_timeout),
             Protocol::Udp => socket::listen_udp(address),
         };
         let watched = opened.and_then(|socket| {

@@ -75,7 +75,7 @@ impl Proxy {
         let at_most = Arc::clone(&most);
         let flags = (Arc::clone(&wake), Arc::clone(&cut), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
-            let listener = listen_tcp(SocketAddr::new(at, 0)).expect("a listener");
+            let listener = listen_tcp(SocketAddr::new(at, 0), PATIENCE).expect("a listener");
             let address = local_address(&listener);
             let frontend = frontend(address, &backends, policy);
             let mut worker = Worker::new(&frontend, at_most);
