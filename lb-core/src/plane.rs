@@ -24,7 +24,7 @@ use crate::sys::{clock, process};
 use crate::table::Table;
 use crate::time::Time;
 use crate::worker::descriptors::Descriptors;
-use crate::worker::{Budget, Published, Seat, Shared, TooFew, Worker, WorkerState};
+use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
 pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
 
@@ -403,6 +403,7 @@ fn shared(
             .collect(),
         counters: counters.collect(),
         wakes: (0..workers).map(wake).collect::<Result<_, _>>()?,
+        ports: Arc::new(Ports::default()),
         drain_until: AtomicU64::new(Shared::NO_DRAIN),
         stop: AtomicBool::new(false),
         reporter,

@@ -57,7 +57,7 @@ pub(crate) fn listen_tcp(
         step: "TCP_USER_TIMEOUT",
         errno,
     })?;
-    bind(&socket, address)?;
+    bind_shared(&socket, address)?;
     socket.listen(BACKLOG).map_err(step("listen"))?;
     Ok(socket.into())
 }
@@ -74,13 +74,39 @@ pub(crate) fn listen_udp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
         step: "setsockopt",
         errno,
     })?;
-    bind(&socket, address)?;
+    bind_shared(&socket, address)?;
     Ok(socket.into())
+}
+
+/// Finds that nobody listens for TCP at `address`, sharing the port or not.
+///
+/// # Errors
+/// EADDRINUSE if somebody does; whatever else keeps this process from binding there.
+pub(crate) fn find_tcp_free(address: SocketAddr) -> Result<(), ListenError> {
+    let kind = Type::STREAM.cloexec();
+    let probe = Socket::new(Domain::for_address(address), kind, None).map_err(step("socket"))?;
+    // Connections that outlived their listener, or are in TIME_WAIT, are no listener.
+    probe
+        .set_reuse_address(true)
+        .map_err(step("SO_REUSEADDR"))?;
+    bind(&probe, address)
+}
+
+/// As [`find_tcp_free`], for UDP.
+pub(crate) fn find_udp_free(address: SocketAddr) -> Result<(), ListenError> {
+    let kind = Type::DGRAM.cloexec();
+    let probe = Socket::new(Domain::for_address(address), kind, None).map_err(step("socket"))?;
+    bind(&probe, address)
+}
+
+/// Lets other sockets of this user bind to the same address, then binds.
+fn bind_shared(socket: &Socket, address: SocketAddr) -> Result<(), ListenError> {
+    socket.set_reuse_port(true).map_err(step("SO_REUSEPORT"))?;
+    bind(socket, address)
 }
 
 /// Binds to an address that need not be on the machine yet.
 fn bind(socket: &Socket, address: SocketAddr) -> Result<(), ListenError> {
-    socket.set_reuse_port(true).map_err(step("SO_REUSEPORT"))?;
     match address {
         SocketAddr::V4(_) => socket.set_freebind_v4(true).map_err(step("IP_FREEBIND"))?,
         SocketAddr::V6(_) => {
