@@ -249,6 +249,7 @@ impl Line {
             ports: Vec::new(),
             endpoints: *endpoints,
             reasons: reasons.clone(),
+            settling: false,
         };
         status.reasons.extend(other);
         if self.cluster.is_held(key) {
@@ -285,6 +286,7 @@ impl Line {
             .frontends_of(&status.key)
             .map(|(frontend, slot)| front(&frontend, slot))
             .collect();
+        status.settling = fronts.contains(&Front::Waiting);
         let expected = status.addresses.len() * status.ports.len();
         status.state = judge(&status.addresses, &fronts, expected);
         status
