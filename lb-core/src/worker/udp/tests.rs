@@ -135,7 +135,11 @@ fn the_first_datagram_passes_several_dead_backends() {
         rig.jump(Duration::from_secs(60));
         rig.exchange(&client("127.0.0.1"), vip, &[n]);
     }
-    assert_eq!(rig.backends[0].payloads().len(), 20, "each reached the living one, once");
+    assert_eq!(
+        rig.backends[0].payloads().len(),
+        20,
+        "each reached the living one, once"
+    );
     assert_eq!(rig.dropped(vip, DropReason::Refused), 0);
 }
 
