@@ -240,7 +240,10 @@ pub(super) fn cause(errno: Errno) -> Cause {
         | Errno::ACCESS
         | Errno::PERM => Cause::Unreachable,
         Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::AGAIN => Cause::NoPort,
-        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Cause::Exhausted,
+        // ENOSPC is fs.epoll.max_user_watches.
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC => {
+            Cause::Exhausted
+        }
         _ => Cause::Unexpected,
     }
 }
