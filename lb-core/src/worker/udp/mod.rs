@@ -166,6 +166,11 @@ impl Udp {
         }
     }
 
+    /// Does no flow live?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.driver.flows.is_empty()
+    }
+
     /// Does no flow live that a drain must wait for?
     pub(crate) fn is_idle(&self) -> bool {
         self.driver.flows.is_empty() || self.driver.quiet
