@@ -103,7 +103,10 @@ fn k5_bad_files_keep_their_last_good_content_and_say_where() {
     answers(&lab, vip);
     // One that never parsed is shown all the same, with the place of its mistake.
     let never = service("never").namespace("odd").tcp(80);
-    weir.write("never.yaml", &never.yaml().replace("port: 80}", "port: eighty}"));
+    weir.write(
+        "never.yaml",
+        &never.yaml().replace("port: 80}", "port: eighty}"),
+    );
     let message = weir.wait_reason(&never, "Malformed");
     assert!(message.contains("never.yaml:"), "{message}");
     weir.wait_state(&never, "refused");

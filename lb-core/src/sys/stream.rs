@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, recv, send,
-    shutdown, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, getsockname,
+    recv, send, shutdown, socket_with, sockopt,
 };
 
 /// SIOCOUTQ of linux/sockios.h, which has TIOCOUTQ's number.
@@ -65,7 +65,7 @@ fn keepalive(timeout: Duration) -> (Duration, Duration) {
 /// becomes writable then, and [`connect_again`] tells.
 pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bool, Errno> {
     match connect(socket, &to) {
-        Ok(()) => Ok(true),
+        Ok(()) => found_another(socket, to).map(|()| true),
         Err(Errno::INPROGRESS) => Ok(false),
         Err(errno) => Err(errno),
     }
@@ -78,10 +78,29 @@ pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bo
 /// EALREADY while it still goes on; else why it failed.
 pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
     match connect(socket, &to) {
-        Err(Errno::ISCONN) => Ok(()),
+        Ok(()) | Err(Errno::ISCONN) => found_another(socket, to),
         Err(Errno::INPROGRESS) => Err(Errno::ALREADY),
-        result => result,
+        Err(errno) => Err(errno),
     }
+}
+
+/// Refuses a connection of a socket with itself. The kernel makes one (RFC 9293 section 3.5, both
+/// ends open at once) when it gives the port dialled, which is on this machine and nobody's, to
+/// the dialling socket. Reset, so that no TIME-WAIT keeps the backend from its port.
+fn found_another(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
+    if !is_own(socket, to) {
+        return Ok(());
+    }
+    let _ = sockopt::set_socket_linger(socket, Some(Duration::ZERO));
+    Err(Errno::CONNREFUSED)
+}
+
+/// Is `address` the one that `socket` itself is bound to?
+pub(super) fn is_own(socket: BorrowedFd<'_>, address: SocketAddr) -> bool {
+    getsockname(socket)
+        .ok()
+        .and_then(|own| SocketAddr::try_from(own).ok())
+        .is_some_and(|own| own.port() == address.port() && own.ip() == address.ip())
 }
 
 /// Receives what is there, up to the size of `buffer`; 0 is a FIN.
@@ -133,7 +152,7 @@ mod tests {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let timeout = Duration::from_secs(900);
         let listener = listen_tcp(any, timeout).expect("a listener");
-        let to = rustix::net::getsockname(&listener).expect("bound");
+        let to = getsockname(&listener).expect("bound");
         let to = SocketAddr::try_from(to).expect("an address");
         let dialled = tcp_socket(to).expect("a socket");
         bound_silence(dialled.as_fd(), timeout).expect("options");
@@ -155,5 +174,24 @@ mod tests {
         for (timeout, expected) in [(900, (60, 15)), (60, (30, 15)), (20, (10, 5)), (2, (1, 1))] {
             assert_eq!(seconds(keepalive(Duration::from_secs(timeout))), expected);
         }
+    }
+
+    /// A socket that dials a free port of its own machine may be given that very port and meet
+    /// itself: the kernel goes through its ports, so that some ten thousand tries find it.
+    #[test]
+    fn a_dial_that_meets_itself_is_refused() {
+        let dead = (20_000u16..)
+            .map(|n| SocketAddr::from((Ipv4Addr::LOCALHOST, 2 * n)))
+            .find(|&to| std::net::TcpListener::bind(to).is_ok())
+            .expect("a free port");
+        for n in 0..30_000 {
+            let socket = tcp_socket(dead).expect("a socket");
+            let result = match start_connect(socket.as_fd(), dead) {
+                Ok(false) => connect_again(socket.as_fd(), dead),
+                result => result.map(drop),
+            };
+            assert_eq!(result, Err(Errno::CONNREFUSED), "try {n}");
+        }
+        std::net::TcpListener::bind(dead).expect("the port is free still");
     }
 }

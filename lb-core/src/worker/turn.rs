@@ -288,6 +288,10 @@ impl Worker {
             if drivers.tcp.is_idle() && drivers.udp.is_idle() {
                 // Flows needed their listeners to reply from.
                 self.listeners.close_served(cx, drivers, Protocol::Udp);
+                // Many flows take several turns to end.
+                if !drivers.udp.is_empty() {
+                    return self.wake_at(self.cx.now);
+                }
                 self.listeners.set_drained();
                 self.phase = Phase::Drained;
             }

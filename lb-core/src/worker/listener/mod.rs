@@ -271,6 +271,9 @@ impl Listeners {
                     break;
                 };
                 drivers.on_listener(cx, &entry.local, listener.as_fd());
+                if cx.descriptors.take_exhausted() {
+                    break;
+                }
             }
             entry.close(cx, drivers);
             self.note(entry_slot(&self.entries, key), ListenerState::Closed);

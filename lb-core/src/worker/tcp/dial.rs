@@ -66,6 +66,13 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::next_of_dial`], when a try has had its time: its event may not have been
+    /// handled yet, and then it is this worker that is late, not the backend.
+    pub(super) fn late_of_dial(&mut self, cx: &mut Cx) -> Option<Event> {
+        self.ends[Side::Upstream.index()].expect_writable();
+        self.next_of_dial(cx)
+    }
+
     pub(super) fn pick(&mut self, cx: &mut Cx) -> Event {
         let picked = self
             .dial

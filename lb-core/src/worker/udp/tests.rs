@@ -308,6 +308,29 @@ fn flows_of_a_closed_frontend_end_and_their_sockets_close() {
     assert_eq!(rig.cx.counters.flows_active.value(), 1);
 }
 
+/// Closing many flows takes several turns. A frontend that opens again meanwhile, or another one
+/// whose place in memory is the same, loses no new flow to that.
+#[test]
+fn a_frontend_that_opens_again_keeps_its_new_flows() {
+    let mut rig = rig();
+    let pool = [rig.echo("127.0.0.1:0")];
+    let vip = rig.frontend("127.0.0.1", &pool);
+    let old: Vec<_> = (0..super::ENDS_PER_TURN + 8)
+        .map(|_| client("127.0.0.1"))
+        .collect();
+    old.iter().for_each(|old| rig.exchange(old, vip, b"old"));
+    rig.close(vip);
+    rig.open(vip);
+    let new = client("127.0.0.1");
+    new.send_to(b"new", vip).expect("send");
+    rig.read(vip);
+    rig.turns(3);
+    assert_eq!(rig.receive(&new), (vip, b"new".to_vec()));
+    let ended = super::ENDS_PER_TURN as u64;
+    assert_eq!(rig.closed(vip, CloseReason::Removed), ended);
+    assert_eq!(rig.local(vip).counters.flows_active.value(), 9);
+}
+
 #[test]
 fn a_source_is_denied_at_its_next_datagram() {
     let mut rig = rig();
