@@ -1,7 +1,7 @@
 //! The control task: one thread that owns every datum of the control plane and decides everything.
 //!
 //! It takes events from the sources, lets a burst settle (`task`), sends what changed down the line
-//! (`line`), publishes, and hears from the workers. It shows a [`Snapshot`](crate::status::Snapshot)
+//! (`line`), publishes, and hears from the workers. It shows a [`Snapshot`]
 //! and takes [`Command`]s; nobody else touches what it owns.
 //!
 //! # When it panics
@@ -63,6 +63,8 @@ pub struct Settings {
     pub vip_interface: Option<String>,
     /// How long the VIP of a Service that is gone stays for the connections that still live there.
     pub drain_timeout: Duration,
+    /// Panic on an object of this name: the fault that tests plant in the real binary.
+    pub panic_on: Option<Arc<str>>,
     /// Let every deletion happen, however many at once.
     pub confirm_deletions: bool,
 }

@@ -69,6 +69,8 @@ pub struct ServiceStatus {
     pub endpoints: EndpointCounts,
     /// Why, and what else its owner should know; canonical order.
     pub reasons: Vec<Reason>,
+    /// It is on its way: the workers or the machine have not said yet how it fares.
+    pub settling: bool,
 }
 
 /// How long things took: fixed buckets, one writer.
@@ -103,6 +105,8 @@ pub struct Snapshot {
     pub(crate) services: Radix<Arc<ServiceStatus>>,
     /// How many Services are in each state.
     pub counts: BTreeMap<State, usize>,
+    /// How many Services are on their way to listening.
+    pub settling: usize,
     /// Every source gave its first complete list.
     pub complete: bool,
     /// Services that the deletion guard holds.
@@ -150,6 +154,7 @@ pub(crate) struct Statuses {
     free: BTreeSet<u32>,
     all: Radix<Arc<ServiceStatus>>,
     counts: BTreeMap<State, usize>,
+    settling: usize,
 }
 
 impl Statuses {
@@ -163,10 +168,12 @@ impl Statuses {
             && let Some(count) = self.counts.get_mut(&before.state)
         {
             *count -= 1;
+            self.settling -= usize::from(before.settling);
         }
         match status {
             Some(status) => {
                 *self.counts.entry(status.state).or_default() += 1;
+                self.settling += usize::from(status.settling);
                 let place = self.place(key);
                 self.all.set(place, Some(Arc::new(status)));
             }
@@ -188,6 +195,7 @@ impl Statuses {
     pub(crate) fn fill(&self, snapshot: &mut Snapshot) {
         snapshot.services = self.all.clone();
         snapshot.counts = self.counts.clone();
+        snapshot.settling = self.settling;
     }
 
     fn place(&mut self, key: &Key) -> u32 {
@@ -257,6 +265,7 @@ mod tests {
             ports: Vec::new(),
             endpoints: EndpointCounts::default(),
             reasons: Vec::new(),
+            settling: false,
         }
     }
 

@@ -189,7 +189,7 @@ fn a_port_that_is_taken_says_who_and_heals() {
     let svc = service("taken").tcp(80).endpoints([pod_v4(0)], 80);
     weir.apply(&svc);
     let message = weir.wait_reason(&svc, "NotListening");
-    assert!(message.contains("in use"), "{message}");
+    assert!(message.contains("another program"), "{message}");
     assert_eq!(weir.get("/readyz").0, 503);
     let other = service("free").tcp(81).endpoints([pod_v4(0)], 80);
     weir.serve(&other);

@@ -462,22 +462,24 @@ fn t5_stalled_readers_cost_bounded_memory_and_disturb_nobody() {
     });
     // The neighbours.
     let mut client = connect(&lab.client, echo).unwrap();
-    let mut worst = Duration::ZERO;
     let mut reply = [0; 64];
-    for _ in 0..500 {
-        let begun = Instant::now();
-        client.write_all(&[1; 64]).unwrap();
-        client.read_exact(&mut reply).unwrap();
-        worst = worst.max(begun.elapsed());
-    }
+    let mut times: Vec<Duration> = (0..1000)
+        .map(|_| {
+            let begun = Instant::now();
+            client.write_all(&[1; 64]).unwrap();
+            client.read_exact(&mut reply).unwrap();
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    // The machine has two cores for everybody: the slowest of a thousand may be its scheduler's.
+    let worst = times[989];
     assert!(
-        worst < Duration::from_millis(200),
-        "a neighbour waited {worst:?}"
+        worst < Duration::from_millis(50),
+        "a neighbour's p99 is {worst:?}"
     );
     let each = (weir.proc_status("VmRSS:").saturating_sub(before)) * 1024 / u64::from(count as u32);
-    println!(
-        "a stalled reader costs {each} bytes of process memory; worst neighbour round trip {worst:?}"
-    );
+    println!("a stalled reader costs {each} bytes of process memory; a neighbour's p99 {worst:?}");
     assert!(each <= 128 * 1024, "{each} bytes for each stalled reader");
     let cpu = weir.cpu();
     std::thread::sleep(Duration::from_millis(500));

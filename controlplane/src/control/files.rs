@@ -104,6 +104,7 @@ fn text(status: &ServiceStatus) -> String {
         ports,
         endpoints,
         reasons,
+        settling: _,
     } = status;
     let ports = ports.iter().map(|port| {
         let protocol = match port.protocol {
@@ -165,6 +166,7 @@ mod tests {
             ports: Vec::new(),
             endpoints: EndpointCounts::default(),
             reasons: Vec::new(),
+            settling: false,
         }
     }
 

@@ -247,6 +247,7 @@ impl Line {
             ports: Vec::new(),
             endpoints: *endpoints,
             reasons: reasons.clone(),
+            settling: false,
         };
         status.reasons.extend(other);
         if self.cluster.is_held(key) {
@@ -283,6 +284,7 @@ impl Line {
             .frontends_of(&status.key)
             .map(|(frontend, slot)| front(&frontend, slot))
             .collect();
+        status.settling = fronts.contains(&Front::Waiting);
         let expected = status.addresses.len() * status.ports.len();
         status.state = judge(&status.addresses, &fronts, expected);
         status

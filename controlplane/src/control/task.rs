@@ -141,6 +141,10 @@ impl Task<'_> {
 
     fn take(&mut self, batch: &mut Vec<(SourceId, Event)>) {
         for (source, event) in batch.drain(..) {
+            if let (Some(name), Event::Apply(object)) = (&self.settings.panic_on, &event) {
+                assert!(object.key().name != *name, "planted");
+            }
+            tracing::trace!(source = source.0, ?event, "event");
             self.line.apply(source, event);
         }
     }
@@ -269,15 +273,16 @@ impl Task<'_> {
         }
     }
 
-    /// How a frontend stands, its address included.
+    /// How a frontend stands, its address included. Nothing is said of it before both are known.
     fn front(&self, frontend: &FrontendKey, slot: Slot) -> Front {
-        match self.publisher.front(frontend, slot) {
-            Front::Open => match self.vips.placed(frontend.address) {
-                Some(Ok(())) => Front::Open,
-                Some(Err(reason)) => Front::Failed(reason),
-                None => Front::Waiting,
-            },
-            other => other,
+        let front = self.publisher.front(frontend, slot);
+        if matches!(front, Front::Closed | Front::Waiting) {
+            return front;
+        }
+        match (self.vips.placed(frontend.address), front) {
+            (None, _) => Front::Waiting,
+            (Some(Err(reason)), Front::Open) => Front::Failed(reason),
+            (_, front) => front,
         }
     }
 

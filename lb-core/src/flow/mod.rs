@@ -21,7 +21,8 @@
 //! - A flow is *one-way* until its client is known to hear us, that is until its first reply.
 //!   Spoofed sources never get further, so only one-way flows are ever shed to make room.
 //! - Until a backend has answered, the flow keeps a copy of the latest datagram sent to it. A
-//!   refusal (ICMP port unreachable) gives the copy back once, for another backend.
+//!   refusal (ICMP port unreachable) gives the copy back, for another backend; after
+//!   [`MAX_REFUSALS`] in a row it is lost.
 //! - Timers are exact: a flow ends at its deadline, never before, and a datagram read before the
 //!   timers of the same turn keeps its flow.
 
@@ -56,6 +57,10 @@ pub use vocabulary::{Admission, Closed, Limits, Refusal, Refused, Rules, Timeout
 
 /// Names one flow for as long as it lives; afterwards it names nothing.
 pub use crate::slab::Key as FlowId;
+
+/// So many backends in a row may refuse one datagram before it is lost. Bounds what a client of a
+/// pool of dead backends, or a forger of ICMP, can make us send.
+pub const MAX_REFUSALS: u8 = 8;
 
 /// The flows of one worker.
 #[derive(Debug)]
@@ -222,12 +227,22 @@ impl<T> Flows<T> {
         }
     }
 
+    /// A copy that a refusal gave back has been sent to another backend. It is kept again, should
+    /// that one refuse it too: nobody has read it yet.
+    pub fn resent(&mut self, flow: FlowId, payload: &[u8]) -> bool {
+        match self.slots.get(flow) {
+            Some(f) if f.refusals < MAX_REFUSALS => self.sent(flow, payload),
+            _ => false,
+        }
+    }
+
     /// A datagram has come from the flow's backend. Returns the client.
     pub fn replied(&mut self, now: Time, flow: FlowId, timeouts: Timeouts) -> Option<SocketAddr> {
         let f = self.slots.get_mut(flow)?;
         self.copies.forget(&mut f.copy);
         f.answered = true;
         f.refused = false;
+        f.refusals = 0;
         let client = f.client;
         if !f.two_way {
             f.two_way = true;
@@ -245,6 +260,7 @@ impl<T> Flows<T> {
     pub fn refused(&mut self, flow: FlowId) -> Option<Refused> {
         let f = self.slots.get_mut(flow)?;
         f.refused = true;
+        f.refusals = f.refusals.saturating_add(1);
         Some(Refused {
             backend: f.backend,
             copy: self.copies.take(&mut f.copy),

@@ -27,6 +27,8 @@ pub(super) struct Flow<T> {
     pub(super) answered: bool,
     /// The present backend has refused and nothing has been sent to another one yet.
     pub(super) refused: bool,
+    /// Refusals in a row, since the last reply.
+    pub(super) refusals: u8,
     /// The latest datagram, while the present backend has not answered.
     pub(super) copy: Option<Vec<u8>>,
     links: [Link; Order::COUNT],
@@ -54,6 +56,7 @@ impl<T> Flow<T> {
             two_way: false,
             answered: false,
             refused: false,
+            refusals: 0,
             copy: None,
             links: [Link::default(); Order::COUNT],
             part,

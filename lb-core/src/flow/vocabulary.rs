@@ -128,7 +128,7 @@ pub enum Verdict<T> {
 pub struct Refused {
     /// Who refused.
     pub backend: SocketAddr,
-    /// The datagram that it refused, if kept: to be sent once, to another backend, before any
+    /// The datagram that it refused, if kept: to be sent to another backend, before any
     /// newer one.
     pub copy: Option<Vec<u8>>,
 }

@@ -53,7 +53,7 @@ pub enum BindError {
     },
     /// EADDRINUSE.
     #[error(
-        "cannot bind {frontend}: another program has this port; stop it (`ss -lnp` names it) or choose another address"
+        "cannot bind {frontend}: the port is in use by another program; stop it (`ss -lnp` names it) or choose another address"
     )]
     AddressInUse {
         /// Where.

@@ -27,7 +27,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const SLACK: Duration = Duration::from_secs(2);
 
 pub fn run(args: Box<ServeArgs>) -> anyhow::Result<ExitCode> {
-    let ServeArgs { config, layer } = *args;
+    let ServeArgs { config, mut layer } = *args;
+    // What everything written in Rust listens to counts where our own variable does not speak.
+    layer.log = layer.log.or_else(|| std::env::var("RUST_LOG").ok());
     let file = settings::load(config.as_deref())?;
     let settings = Settings::new(layer, file);
     if settings.manifests.is_none() {

@@ -88,6 +88,7 @@ impl admin_api::Appliance for View {
             first_list(&snapshot),
             table(&snapshot, &report),
             listeners(&report),
+            services(&snapshot),
             addresses(&snapshot),
             state(&snapshot),
             manifests(&snapshot),
@@ -334,6 +335,17 @@ fn listeners(report: &Report) -> Check {
     match problems.is_empty() {
         true => Check::good("listeners", format!("{open} open")),
         false => Check::failed("listeners", list(problems.iter())),
+    }
+}
+
+/// What is published is served only once its address is on the machine, too.
+fn services(snapshot: &Snapshot) -> Check {
+    match snapshot.settling {
+        0 => Check::good("services", "none is on its way"),
+        settling => Check::failed(
+            "services",
+            format!("{settling} are on their way to listening"),
+        ),
     }
 }
 

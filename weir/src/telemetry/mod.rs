@@ -15,7 +15,7 @@ use crate::settings::LogFormat;
 pub use sink::Dropped;
 use sink::Sink;
 
-/// Lines that wait for the sink at most. Each is far below 4 KiB, so all are below 16 MiB.
+/// Lines that wait for the sink at most: what a start with 2,000 Services says at once.
 const QUEUE_LINES: usize = 4096;
 
 /// The running log; kept until the end of the process.

@@ -18,6 +18,7 @@ pub struct TcpPod {
     pub address: SocketAddr,
     /// Connections accepted so far.
     pub accepted: Arc<AtomicU64>,
+    namespace: String,
     listener: TcpListener,
     live: Arc<Mutex<HashMap<u64, TcpStream>>>,
     acceptor: Option<JoinHandle<()>>,
@@ -70,6 +71,7 @@ impl TcpPod {
         TcpPod {
             address,
             accepted,
+            namespace: net.name.clone(),
             listener,
             live,
             acceptor: Some(acceptor),
@@ -119,12 +121,20 @@ impl TcpPod {
         self.close_listener();
     }
 
+    /// Has the kernel reset what is open, whoever holds it.
     fn reset_all(&self) {
-        for stream in self.live.lock().unwrap().values() {
-            let socket = SockRef::from(stream);
-            let _ = socket.set_linger(Some(Duration::ZERO));
-            let _ = socket.shutdown(Shutdown::Both);
+        if self.live.lock().unwrap().is_empty() {
+            return;
         }
+        let _ = std::process::Command::new("ip")
+            .args(["netns", "exec", &self.namespace, "ss", "-K", "src"])
+            .args([
+                &self.address.ip().to_string(),
+                "sport",
+                "=",
+                &self.address.port().to_string(),
+            ])
+            .output();
     }
 }
 
@@ -204,6 +214,14 @@ pub fn ask(address: SocketAddr) -> std::io::Result<String> {
     let mut rest = Vec::new();
     stream.read_to_end(&mut rest)?;
     Ok(name)
+}
+
+/// How a connection that is refused or reset before a byte ends, whether the client learns it from
+/// `connect` or from its first read.
+#[track_caller]
+pub fn refusal(address: SocketAddr) -> ErrorKind {
+    let end = dial(address).and_then(|mut stream| stream.read(&mut [0]));
+    end.expect_err("the connection is not served").kind()
 }
 
 /// Sets RST as the way to close.

@@ -236,7 +236,7 @@ impl Driver {
                         self.flows.stayed(flow);
                     }
                     match left.payload {
-                        Some(copy) if moved => self.send_copy(flow, &copy),
+                        Some(copy) if moved => self.send_copy(cx, flow, &copy),
                         _ => self.count_lost(flow),
                     }
                 }
@@ -266,12 +266,15 @@ impl Driver {
         }
     }
 
-    /// Sends a kept datagram, once.
-    pub(super) fn send_copy(&self, flow: FlowId, copy: &[u8]) {
-        if let Some(upstream) = self.flows.part(flow)
-            && udp::send(upstream.socket.as_fd(), copy).is_err()
-        {
+    /// Sends a kept datagram to the backend that the flow has moved to.
+    pub(super) fn send_copy(&mut self, cx: &Cx, flow: FlowId, copy: &[u8]) {
+        let Some(upstream) = self.flows.part(flow) else {
+            return;
+        };
+        if udp::send(upstream.socket.as_fd(), copy).is_err() {
             self.count_lost(flow);
+        } else if self.flows.resent(flow, copy) {
+            cx.counters.copies_refused.add(1);
         }
     }
 

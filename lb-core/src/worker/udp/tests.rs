@@ -126,6 +126,24 @@ fn the_first_datagram_to_a_dead_backend_is_answered_once_by_another() {
 }
 
 #[test]
+fn the_first_datagram_passes_several_dead_backends() {
+    let mut rig = rig();
+    let any = "127.0.0.1:0";
+    let pool = [dead(any), dead(any), dead(any), rig.echo(any)];
+    let vip = rig.frontend("127.0.0.1", &pool);
+    for n in 0..20u8 {
+        rig.jump(Duration::from_secs(60));
+        rig.exchange(&client("127.0.0.1"), vip, &[n]);
+    }
+    assert_eq!(
+        rig.backends[0].payloads().len(),
+        20,
+        "each reached the living one, once"
+    );
+    assert_eq!(rig.dropped(vip, DropReason::Refused), 0);
+}
+
+#[test]
 fn a_send_that_reports_an_earlier_refusal_goes_after_the_kept_copy_in_order() {
     let mut rig = rig();
     let pool = [dead("127.0.0.1:0"), rig.echo("127.0.0.1:0")];

@@ -63,7 +63,7 @@ impl Driver {
         let left = self.leave(cx, flow);
         match left.payload {
             Some(copy) if self.relocate(cx, flow, left.backend).is_ok() => {
-                self.send_copy(flow, &copy);
+                self.send_copy(cx, flow, &copy);
             }
             _ => self.count_lost(flow),
         }
