@@ -293,16 +293,22 @@ pub enum Reason {
         limit: u64,
     },
     /// A document of this object does not parse any more; the last good one is used.
-    #[error("{problem}; the last good content stays in use")]
+    #[error("{problem}")]
     StaleObject {
         /// With file, line and column.
         problem: Arc<str>,
     },
+    /// The object does not parse, and never did: nothing of it is used.
+    #[error("{problem}")]
+    Malformed {
+        /// With file, line and column.
+        problem: Arc<str>,
+    },
     /// The same object stands in two places.
-    #[error("also defined in {other}; the first one is used")]
+    #[error("{problem}")]
     DuplicateObject {
-        /// Where.
-        other: Arc<str>,
+        /// With both places.
+        problem: Arc<str>,
     },
     /// The record of a previous run: no complete list was seen yet.
     #[error("served from the record of the last run; no complete list was seen yet")]
@@ -368,6 +374,7 @@ codes!(
     NotListening,
     DescriptorLimit,
     StaleObject,
+    Malformed,
     DuplicateObject,
     Restored,
     HeldByDeletionGuard,
@@ -382,6 +389,7 @@ impl Reason {
             | ForeignClass { .. }
             | Ignored { .. }
             | Deleting
+            | Malformed { .. }
             | NotSupported { .. }
             | NoPorts
             | NoNodePort { .. }

@@ -125,3 +125,20 @@ fn an_idle_plane_is_drained_as_soon_as_handshakes_have_ended() {
         begun.elapsed()
     );
 }
+
+/// Flows that are silent end with their listeners, many of them over several turns: only then is
+/// it over.
+#[test]
+fn drained_means_that_no_flow_is_left() {
+    let spec = spec(Protocol::Udp, loopback(), &[udp_echo()]);
+    let address: SocketAddr = (spec.key.address, spec.key.port.get()).into();
+    let rig = Rig::start(1, &[spec]);
+    let clients: Vec<_> = (0..1_500).map(|_| udp_client(address)).collect();
+    for client in &clients {
+        ping(client).expect("an echo");
+    }
+    assert_eq!(rig.handle.active(), (0, 1_500));
+    rig.handle.drain(Duration::from_secs(600));
+    eventually("it is drained", || rig.handle.is_drained());
+    assert_eq!(rig.handle.active(), (0, 0));
+}

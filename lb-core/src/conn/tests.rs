@@ -503,13 +503,13 @@ fn the_last_backend_vanishing_between_tries_names_the_failure() {
 #[test]
 fn tries_are_bounded_in_number() {
     let mut run = Run::after(&[ACCEPTED]);
-    let mut tries = 0;
+    let mut tries = 0u8;
     while !run.conn.is_closed() {
         run.does(PICK);
         run.does(Event::ConnectFailed(Cause::Refused));
         tries += 1;
     }
-    assert_eq!(tries, 255);
+    assert_eq!(tries, machine::MAX_TRIES);
 }
 
 #[test]

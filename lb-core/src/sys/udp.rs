@@ -9,6 +9,8 @@ use rustix::io::Errno;
 use rustix::net::SendFlags;
 use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
 
+use super::stream;
+
 /// Room for one datagram. UDP's length field is 16 bits and counts its own 8 bytes, so that no
 /// datagram without a jumbogram option (RFC 2675) fills it: 65,507 bytes over IPv4, 65,527 over
 /// IPv6.
@@ -52,7 +54,8 @@ pub(crate) fn prepare_listener(socket: BorrowedFd<'_>, address: SocketAddr) -> R
 /// # Errors
 ///
 /// Of socket(2), setsockopt(2) and connect(2); `EAGAIN` from the last means that no local port is
-/// left, `ENETUNREACH` or `EHOSTUNREACH` that there is no route.
+/// left, `ENETUNREACH` or `EHOSTUNREACH` that there is no route, `ECONNREFUSED` that the backend's
+/// port was free and the kernel gave it to this socket, which would talk to itself.
 pub(crate) fn connect(backend: SocketAddr) -> Result<OwnedFd, Errno> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(backend), kind, None).map_err(errno)?;
@@ -64,6 +67,9 @@ pub(crate) fn connect(backend: SocketAddr) -> Result<OwnedFd, Errno> {
     )?;
     let_routers_fragment(socket.as_fd(), backend)?;
     socket.connect(&backend.into()).map_err(errno)?;
+    if stream::is_own(socket.as_fd(), backend) {
+        return Err(Errno::CONNREFUSED);
+    }
     Ok(socket.into())
 }
 
@@ -380,5 +386,18 @@ mod tests {
         assert_eq!(refused, Errno::CONNREFUSED);
         let empty = batch.receive(socket.as_fd(), 1).expect_err("nothing");
         assert_eq!(empty, Errno::AGAIN);
+    }
+
+    /// The kernel may give the socket the very port that it is to be connected to, when that is
+    /// free on this machine: some hundred thousand tries find it.
+    #[test]
+    fn a_socket_that_meets_itself_is_refused() {
+        let dead = pair().0.local_addr().expect("address");
+        for n in 0..100_000 {
+            match connect(dead) {
+                Ok(socket) => assert!(!stream::is_own(socket.as_fd(), dead), "try {n}"),
+                Err(errno) => return assert_eq!(errno, Errno::CONNREFUSED),
+            }
+        }
     }
 }

@@ -15,7 +15,8 @@ use crate::sys::socket;
 
 /// Descriptors that a TCP connection holds: the client's socket and the backend's.
 pub(crate) const PER_CONNECTION: u64 = 2;
-/// Errors in a row of which each says "this caller is gone, ask for the next".
+/// Errors in a row of which each may mean that this caller is gone and the next is well. After so
+/// many it is the listener that is not.
 const MAX_ABORTED: usize = 64;
 
 /// What [`Descriptors::accept`] found.
@@ -109,6 +110,8 @@ impl Descriptors {
                 Err(_) => {}
             }
         }
+        // No memory, or a listener that was shut from outside: it stays readable and would spin.
+        self.exhausted = true;
         Accepted::Empty
     }
 
@@ -230,6 +233,27 @@ mod tests {
         workers[2].give(2);
         workers[0].begin_turn();
         assert!(workers[0].take(2), "the last ones are out of reach");
+    }
+
+    #[test]
+    fn a_listener_whose_every_accept_fails_rests() {
+        let spec = testing::spec("127.0.0.1:1", &[]);
+        let table = testing::table(&[spec]);
+        let local = Local::new(Slot(0), table.get(Slot(0)).expect("one frontend"));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        listener.set_nonblocking(true).expect("an option");
+        let mut worker = workers(1, 10).remove(0);
+        worker.begin_turn();
+        let found = worker.accept(&local, listener.as_fd());
+        assert!(matches!(found, Accepted::Empty));
+        assert!(!worker.take_exhausted(), "nobody waits, and that is well");
+        // As `ss -K` does.
+        let socket = socket2::SockRef::from(&listener);
+        socket.shutdown(std::net::Shutdown::Both).expect("listens");
+        assert!(socket::is_readable(listener.as_fd()));
+        let found = worker.accept(&local, listener.as_fd());
+        assert!(matches!(found, Accepted::Empty));
+        assert!(worker.take_exhausted());
     }
 
     #[test]

@@ -110,13 +110,14 @@ impl Worker {
         cx.timers
             .arm(cx.now + HOUSEKEEPING, Token::single(Kind::House));
         let workers = shared.wakes.len();
+        let ports = Arc::clone(&shared.ports);
         Worker {
             index,
             shared,
             table,
             cx,
             drivers,
-            listeners: Listeners::new(published, workers, selector_seed),
+            listeners: Listeners::new(published, ports, workers, selector_seed),
             events: Events::with_capacity(EVENTS),
             next_event: 0,
             phase: Phase::Serving,
@@ -287,6 +288,10 @@ impl Worker {
             if drivers.tcp.is_idle() && drivers.udp.is_idle() {
                 // Flows needed their listeners to reply from.
                 self.listeners.close_served(cx, drivers, Protocol::Udp);
+                // Many flows take several turns to end.
+                if !drivers.udp.is_empty() {
+                    return self.wake_at(self.cx.now);
+                }
                 self.listeners.set_drained();
                 self.phase = Phase::Drained;
             }

@@ -107,7 +107,11 @@ impl Connection {
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
         self.timer = None;
         self.deadline = NEVER;
-        if let Some(event) = self.poll_flush()
+        let event = match self.dial {
+            Some(_) => self.late_of_dial(cx),
+            None => self.poll_flush(),
+        };
+        if let Some(event) = event
             && let Some(reason) = self.apply(cx, key, event)
         {
             return Outcome::Closed(reason);

@@ -7,6 +7,7 @@ use super::connection::Connection;
 use super::end::{End, cause};
 use crate::conn::{Cause, Event, Side};
 use crate::slab::Key;
+use crate::stats::ConnectError;
 use crate::sys::epoll::Interest;
 use crate::sys::stream;
 use crate::worker::cx::Cx;
@@ -65,6 +66,13 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::next_of_dial`], when a try has had its time: its event may not have been
+    /// handled yet, and then it is this worker that is late, not the backend.
+    pub(super) fn late_of_dial(&mut self, cx: &mut Cx) -> Option<Event> {
+        self.ends[Side::Upstream.index()].expect_writable();
+        self.next_of_dial(cx)
+    }
+
     pub(super) fn pick(&mut self, cx: &mut Cx) -> Event {
         let picked = self
             .dial
@@ -83,7 +91,7 @@ impl Connection {
         let address = self.claim.as_ref()?.address;
         let end = &mut self.ends[Side::Upstream.index()];
         let result = stream::tcp_socket(address).and_then(|socket| {
-            stream::bound_silence(socket.as_fd())?;
+            stream::bound_silence(socket.as_fd(), cx.limits.peer_timeout)?;
             let token = Token::new(Kind::Upstream, key);
             cx.watch(socket.as_fd(), token, Interest::STREAM)?;
             let done = stream::start_connect(socket.as_fd(), address)?;
@@ -107,7 +115,8 @@ impl Connection {
 
     fn connect_failed(&mut self, cx: &mut Cx, cause: Cause) -> Event {
         drop(self.ends[Side::Upstream.index()].take());
-        self.local.counters.connect_errors.add(1);
+        let reason = ConnectError::from(cause);
+        self.local.counters.connect_failed(reason).add(1);
         match (self.claim.take(), cause) {
             // Ours to answer for, not the backend's.
             (_, Cause::Exhausted) => cx.counters.shed_exhausted.add(1),
@@ -121,6 +130,21 @@ impl Connection {
     pub(super) fn close_upstream(&mut self, cx: &mut Cx) {
         if self.ends[Side::Upstream.index()].socket().is_some() {
             self.connect_failed(cx, Cause::TimedOut);
+        }
+    }
+}
+
+impl From<Cause> for ConnectError {
+    fn from(cause: Cause) -> ConnectError {
+        match cause {
+            Cause::Refused => ConnectError::Refused,
+            // Seen when the RST comes before we have looked at the handshake's end.
+            Cause::Reset | Cause::BrokenPipe => ConnectError::Reset,
+            Cause::TimedOut => ConnectError::Timeout,
+            Cause::Unreachable => ConnectError::Unreachable,
+            Cause::NoPort => ConnectError::PortsExhausted,
+            Cause::Exhausted => ConnectError::DescriptorLimit,
+            Cause::Unexpected => ConnectError::LocalError,
         }
     }
 }

@@ -76,6 +76,11 @@ impl End {
         self.beyond |= over || ready.urgent();
     }
 
+    /// Has the next operation ask the kernel, whatever events have told.
+    pub(super) fn expect_writable(&mut self) {
+        self.writable = true;
+    }
+
     /// Completes the outstanding connect to `address`, if it can be.
     pub(super) fn end_connect(&mut self, address: SocketAddr) -> Option<Result<(), Errno>> {
         if !(self.writable || self.error) {
@@ -235,7 +240,10 @@ pub(super) fn cause(errno: Errno) -> Cause {
         | Errno::ACCESS
         | Errno::PERM => Cause::Unreachable,
         Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::AGAIN => Cause::NoPort,
-        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => Cause::Exhausted,
+        // ENOSPC is fs.epoll.max_user_watches.
+        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC => {
+            Cause::Exhausted
+        }
         _ => Cause::Unexpected,
     }
 }

@@ -37,7 +37,7 @@ use super::token::{Kind, Token};
 use crate::balance::HashKey;
 use crate::flow::{self, Closed, Flows, Rules, Timeouts};
 use crate::plane::Limits;
-use crate::stats::{CloseReason, DropReason};
+use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::sys::epoll::Readiness;
 use crate::sys::udp::{BATCH, Batch};
 use crate::time::Time;
@@ -72,8 +72,8 @@ pub(crate) struct Udp {
 struct Driver {
     flows: Flows<Upstream>,
     outbox: Outbox,
-    /// Frontends whose flows have to end.
-    closing: VecDeque<u64>,
+    /// Frontends whose flows have to end. Held, so that the number of none of them is used again.
+    closing: VecDeque<Rc<Local>>,
     alarm: Option<(Time, TimerId)>,
     /// When a datagram last came from anybody.
     last_used: Time,
@@ -145,7 +145,7 @@ impl Udp {
     /// `local`'s listener is closed (no usable backend, or no such frontend any more): its flows
     /// end, for there is no socket that replies could leave from.
     pub(crate) fn on_frontend_closed(&mut self, cx: &mut Cx, local: &Rc<Local>) {
-        self.driver.closing.push_back(local.id());
+        self.driver.closing.push_back(Rc::clone(local));
         self.driver.close_frontends(cx);
     }
 
@@ -166,6 +166,11 @@ impl Udp {
         }
     }
 
+    /// Does no flow live?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.driver.flows.is_empty()
+    }
+
     /// Does no flow live that a drain must wait for?
     pub(crate) fn is_idle(&self) -> bool {
         self.driver.flows.is_empty() || self.driver.quiet
@@ -183,12 +188,14 @@ impl Driver {
         cx.descriptors.give(1);
     }
 
-    /// Ends flows of closed frontends, a bounded number of them. None of these flows can receive
-    /// a datagram any more, so that it may take several turns.
+    /// Ends flows of closed frontends, a bounded number of them. It may take several turns, for
+    /// none of these flows can receive a datagram any more; one whose frontend is open again goes
+    /// on.
     fn close_frontends(&mut self, cx: &mut Cx) {
         let mut left = ENDS_PER_TURN;
-        while let Some(&frontend) = self.closing.front() {
-            while let Some(closed) = self.flows.close_one_of(frontend) {
+        while let Some(local) = self.closing.front() {
+            let (id, is_open) = (local.id(), local.listener().is_some());
+            while !is_open && let Some(closed) = self.flows.close_one_of(id) {
                 self.end(cx, closed, CloseReason::Removed);
                 left -= 1;
                 if left == 0 {
@@ -258,7 +265,7 @@ impl Rules for Local {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SendError {
     /// The backend cannot be reached: another one might.
-    Unreachable,
+    Unreachable(ConnectError),
     /// The datagram is lost, and another backend would not change that.
     Lost(DropReason),
 }
@@ -266,14 +273,14 @@ enum SendError {
 impl From<Errno> for SendError {
     fn from(errno: Errno) -> SendError {
         match errno {
+            Errno::CONNREFUSED => SendError::Unreachable(ConnectError::Refused),
             // EPERM and EACCES: a firewall or a prohibited route of ours on the way to it.
-            Errno::CONNREFUSED
-            | Errno::HOSTUNREACH
+            Errno::HOSTUNREACH
             | Errno::NETUNREACH
             | Errno::HOSTDOWN
             | Errno::NETDOWN
             | Errno::PERM
-            | Errno::ACCESS => SendError::Unreachable,
+            | Errno::ACCESS => SendError::Unreachable(ConnectError::Unreachable),
             Errno::MSGSIZE => SendError::Lost(DropReason::TooLarge),
             Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
                 SendError::Lost(DropReason::SendBufferFull)

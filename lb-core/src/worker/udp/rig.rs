@@ -192,6 +192,12 @@ impl Rig {
         self.udp.on_frontend_closed(&mut self.cx, &local);
     }
 
+    /// As the worker does when the frontend has a usable backend again.
+    pub(super) fn open(&mut self, vip: SocketAddr) {
+        let front = self.front(vip);
+        front.local.set_listener(Some(Rc::clone(&front.listener)));
+    }
+
     pub(super) fn dropped(&mut self, vip: SocketAddr, reason: DropReason) -> u64 {
         self.front(vip).local.counters.dropped(reason).value()
     }

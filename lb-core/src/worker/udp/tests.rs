@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::rig::{Rig, active, client};
 use crate::plane::Limits;
-use crate::stats::{CloseReason, DropReason};
+use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::table::{BackendState, SourceRanges};
 
 fn rig() -> Rig {
@@ -120,7 +120,8 @@ fn the_first_datagram_to_a_dead_backend_is_answered_once_by_another() {
         let expected: Vec<Vec<u8>> = (0..20).map(|n| vec![n]).collect();
         assert_eq!(rig.backends[0].payloads(), expected);
         let local = rig.local(vip);
-        assert!(local.counters.connect_errors.value() > 0);
+        let refused = local.counters.connect_failed(ConnectError::Refused);
+        assert!(refused.value() > 0);
         assert_eq!(rig.dropped(vip, DropReason::Refused), 0);
     }
 }
@@ -157,7 +158,9 @@ fn a_send_that_reports_an_earlier_refusal_goes_after_the_kept_copy_in_order() {
     assert_eq!(rig.receive(&client).1, b"one");
     assert_eq!(rig.receive(&client).1, b"two");
     assert_eq!(rig.backends[0].payloads(), [b"one", b"two"]);
-    assert_eq!(rig.local(vip).counters.connect_errors.value(), 1);
+    let local = rig.local(vip);
+    let refused = local.counters.connect_failed(ConnectError::Refused);
+    assert_eq!(refused.value(), 1);
 }
 
 #[test]
@@ -303,6 +306,29 @@ fn flows_of_a_closed_frontend_end_and_their_sockets_close() {
     assert_eq!(rig.local(vip).counters.flows_active.value(), 0);
     rig.exchange(&kept, other, b"z");
     assert_eq!(rig.cx.counters.flows_active.value(), 1);
+}
+
+/// Closing many flows takes several turns. A frontend that opens again meanwhile, or another one
+/// whose place in memory is the same, loses no new flow to that.
+#[test]
+fn a_frontend_that_opens_again_keeps_its_new_flows() {
+    let mut rig = rig();
+    let pool = [rig.echo("127.0.0.1:0")];
+    let vip = rig.frontend("127.0.0.1", &pool);
+    let old: Vec<_> = (0..super::ENDS_PER_TURN + 8)
+        .map(|_| client("127.0.0.1"))
+        .collect();
+    old.iter().for_each(|old| rig.exchange(old, vip, b"old"));
+    rig.close(vip);
+    rig.open(vip);
+    let new = client("127.0.0.1");
+    new.send_to(b"new", vip).expect("send");
+    rig.read(vip);
+    rig.turns(3);
+    assert_eq!(rig.receive(&new), (vip, b"new".to_vec()));
+    let ended = super::ENDS_PER_TURN as u64;
+    assert_eq!(rig.closed(vip, CloseReason::Removed), ended);
+    assert_eq!(rig.local(vip).counters.flows_active.value(), 9);
 }
 
 #[test]

@@ -1,13 +1,19 @@
 //! Finding a backend: what the client must never see, and what it must see at once.
 
 use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::harness::*;
-use crate::stats::CloseReason;
-use crate::table::{Policy, SourceRanges};
+use crate::stats::{CloseReason, ConnectError};
+use crate::table::{Policy, Slot, SourceRanges};
+use crate::worker::local::Local;
+use crate::worker::tcp::Tcp;
+use crate::worker::testing;
 
 #[track_caller]
 fn answers(proxy: &Proxy) -> Duration {
@@ -32,7 +38,7 @@ fn a_refusal_goes_to_the_next_at_once() {
         }
         proxy.settle_as(CloseReason::Finished, 20);
         // Marked after their first refusal, they are passed over.
-        assert_eq!(proxy.counters.connect_errors.value(), 3);
+        assert_eq!(proxy.connect_errors(), [(ConnectError::Refused, 3)]);
         drop(held);
     }
 }
@@ -51,7 +57,7 @@ fn a_black_hole_costs_one_try() {
         waits.iter().all(|w| *w < Duration::from_millis(600)),
         "{waits:?}"
     );
-    assert_eq!(proxy.counters.connect_errors.value(), 1);
+    assert_eq!(proxy.connect_errors(), [(ConnectError::Timeout, 1)]);
     proxy.settle_as(CloseReason::Finished, 6);
 }
 
@@ -63,7 +69,8 @@ fn refused_everywhere_is_a_reset_at_once() {
     same(&read_to_reset(&mut proxy.connect()), b"");
     assert!(start.elapsed() < Duration::from_millis(200));
     proxy.settle_as(CloseReason::ConnectFailed, 1);
-    assert_eq!(proxy.counters.connect_errors.value(), 6, "two rounds");
+    let twice = [(ConnectError::Refused, 6)];
+    assert_eq!(proxy.connect_errors(), twice, "two rounds");
 }
 
 #[test]
@@ -84,7 +91,8 @@ fn black_holes_everywhere_end_with_the_budget() {
     );
     assert!(took < Duration::from_millis(500), "gave up late: {took:?}");
     proxy.settle_as(CloseReason::ConnectFailed, 1);
-    assert!(proxy.counters.connect_errors.value() >= 4);
+    let tries = proxy.counters.connect_failed(ConnectError::Timeout);
+    assert!(tries.value() >= 4);
 }
 
 #[test]
@@ -135,4 +143,35 @@ fn what_a_client_sends_before_it_is_connected_arrives() {
         same(&read_to_fin(&mut client), b"answer");
     }
     proxy.settle_as(CloseReason::Finished, 4);
+}
+
+/// A worker kept busy by others comes to its timers before it comes to the event of the handshake.
+#[test]
+fn a_handshake_that_ended_in_time_is_no_timeout_however_late_the_worker_is() {
+    let (address, streams) = one_backend(V4);
+    let table = testing::table(&[testing::spec("127.0.0.1:1", &[&address.to_string()])]);
+    let local = Rc::new(Local::new(Slot(0), table.get(Slot(0)).expect("one")));
+    let mut cx = testing::cx();
+    let mut tcp = Tcp::new(&cx.limits);
+    let listener = TcpListener::bind((V4, 0)).expect("a port");
+    listener.set_nonblocking(true).expect("an option");
+    let _client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    tcp.on_listener(&mut cx, &local, listener.as_fd());
+    let _server = streams.recv_timeout(PATIENCE).expect("it is dialled");
+    cx.now = cx.now + Duration::from_secs(1);
+    let token = cx.timers.pop(cx.now).expect("the timer of the try");
+    tcp.on_timer(&mut cx, token);
+    assert_eq!(
+        local
+            .counters
+            .connect_errors
+            .iter()
+            .map(|c| c.value())
+            .sum::<u64>(),
+        0
+    );
+    assert_eq!(local.counters.connections_active.value(), 1);
+    assert_eq!(cx.timers.len(), 1, "that of an idle connection");
+    tcp.cut(&mut cx);
+    assert!(cx.timers.is_empty());
 }
