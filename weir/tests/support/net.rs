@@ -73,7 +73,10 @@ impl Net {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(
             file.path(),
-            script.replace("; }", ";\n}").replace("} }", "}\n}"),
+            script
+                .replace("; }", ";\n}")
+                .replace("} }", "}\n}")
+                .replace("} chain", "}\nchain"),
         )
         .unwrap();
         self.exec("nft", &["-f", file.path().to_str().unwrap()]);
