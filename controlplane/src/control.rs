@@ -63,8 +63,6 @@ pub struct Settings {
     pub vip_interface: Option<String>,
     /// How long the VIP of a Service that is gone stays for the connections that still live there.
     pub drain_timeout: Duration,
-    /// Panic on an object of this name: the fault that tests plant in the real binary.
-    pub panic_on: Option<Arc<str>>,
     /// Let every deletion happen, however many at once.
     pub confirm_deletions: bool,
 }

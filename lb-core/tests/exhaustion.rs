@@ -112,20 +112,3 @@ fn accept_without_descriptors() {
     let totals = &rig.handle.stats().frontends[&(spec.key, spec.owner.clone())];
     assert_eq!(totals.closed(CloseReason::DescriptorLimit), shed);
 }
-
-/// Lowers the soft limit to what is open, and takes every gap below it.
-fn exhaust() -> Vec<OwnedFd> {
-    let limit = getrlimit(Resource::Nofile);
-    let probe =
-        rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).expect("a last one");
-    let lowered = Rlimit {
-        current: Some(rustix::fd::AsRawFd::as_raw_fd(&probe) as u64 + 16),
-        ..limit
-    };
-    setrlimit(Resource::Nofile, lowered).expect("a lower limit is allowed to all");
-    let mut filler = vec![probe];
-    while let Ok(fd) = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()) {
-        filler.push(fd);
-    }
-    filler
-}

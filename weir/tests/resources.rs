@@ -183,8 +183,8 @@ fn r10_a_control_plane_that_panics_never_stops_forwarding() {
     // A Service of this name makes the control task panic, as a bug of ours would.
     let trigger = service("panic-trigger").tcp(81).endpoints([pod_v4(0)], 80);
     weir.apply(&trigger);
-    eventually("it panicked and says so", SOON, || {
-        weir.log().contains("panicked")
+    eventually("it panicked, again and again, and says so", SOON, || {
+        weir.log().matches("the control task panicked").count() >= 3
     });
     weir.remove(&trigger);
     let later = service("later").tcp(80).endpoints([pod_v4(0)], 80);

@@ -141,9 +141,6 @@ impl Task<'_> {
 
     fn take(&mut self, batch: &mut Vec<(SourceId, Event)>) {
         for (source, event) in batch.drain(..) {
-            if let (Some(name), Event::Apply(object)) = (&self.settings.panic_on, &event) {
-                assert!(object.key().name != *name, "planted");
-            }
             tracing::trace!(source = source.0, ?event, "event");
             self.line.apply(source, event);
         }

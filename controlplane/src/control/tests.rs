@@ -43,7 +43,6 @@ impl Bench {
             status_dir: Some(directory.path().join("status")),
             vip_interface: None,
             drain_timeout: Duration::from_secs(1),
-            panic_on: None,
             confirm_deletions: false,
         };
         Bench::on(directory, settings)

@@ -7,6 +7,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -18,6 +19,7 @@ use lb_core::table::{
     Backend, BackendState, FrontendKey, FrontendSpec, Owner, Policy, Protocol, SourceRanges, Table,
     TableBuilder,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Everything here happens in milliseconds; a machine that is busy otherwise gets this long.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -229,4 +231,21 @@ pub fn udp_client(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind((any, 0)).expect("a socket");
     socket.connect(address).expect("a route");
     socket
+}
+
+/// Lowers the soft limit to what is open, and takes every gap below it.
+pub fn exhaust() -> Vec<OwnedFd> {
+    let limit = getrlimit(Resource::Nofile);
+    let probe =
+        rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()).expect("a last one");
+    let lowered = Rlimit {
+        current: Some(rustix::fd::AsRawFd::as_raw_fd(&probe) as u64 + 16),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, lowered).expect("a lower limit is allowed to all");
+    let mut filler = vec![probe];
+    while let Ok(fd) = rustix::event::eventfd(0, rustix::event::EventfdFlags::empty()) {
+        filler.push(fd);
+    }
+    filler
 }

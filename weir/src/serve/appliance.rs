@@ -195,16 +195,8 @@ fn control_settings(
         status_dir: settings.status_dir.clone(),
         vip_interface: settings.vip_interface.clone(),
         drain_timeout: settings.drain_timeout,
-        panic_on: planted_panic(),
         confirm_deletions: settings.confirm_deletions,
     })
-}
-
-/// The fault that the end-to-end tests plant; a release build has none.
-fn planted_panic() -> Option<Arc<str>> {
-    let asked =
-        std::env::var("WEIR_FAILPOINT").is_ok_and(|point| point == "control-panic-on-trigger");
-    (cfg!(debug_assertions) && asked).then(|| "panic-trigger".into())
 }
 
 /// Ranges of one name are one pool; those without a name are one each, in the order given.
