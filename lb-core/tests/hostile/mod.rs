@@ -8,7 +8,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 
@@ -51,6 +51,30 @@ fn pattern(seed: u64, len: usize) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
+}
+
+/// Waits until the peer's kernel has all that was written, for as long as may be; says whether.
+fn is_acknowledged(stream: &TcpStream) -> bool {
+    let (Ok(own), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
+        return false;
+    };
+    let names = [own, peer].map(|a| format!(":{:04X}", a.port()));
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("proc");
+        // proc(5): number, local and remote address, state, the lengths of both queues.
+        let mut lines = table.lines().map(|line| line.split_ascii_whitespace());
+        let queues = lines.find_map(|mut words| {
+            let is_ours = words.nth(1)?.ends_with(&names[0]) && words.next()?.ends_with(&names[1]);
+            is_ours.then(|| words.nth(1))?
+        });
+        match queues {
+            None => return false,
+            Some(queues) if queues.starts_with("00000000:") => return true,
+            Some(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    false
 }
 
 /// What one side means to do.
@@ -192,6 +216,11 @@ pub struct World {
     clients: Mutex<HashMap<u64, Account>>,
     /// Whose first bytes a server has read.
     seen: Mutex<HashMap<u64, u32>>,
+    /// Bytes that a client had acknowledged when it reset, and how many its server got.
+    upwards: Mutex<HashMap<u64, usize>>,
+    got_upwards: Mutex<HashMap<u64, usize>>,
+    /// Bytes that a server had acknowledged when it reset.
+    downwards: Mutex<HashMap<u64, usize>>,
     violations: Mutex<Vec<String>>,
     /// Clients that sent nothing but a FIN, and servers that saw such a one.
     mute: AtomicU64,
@@ -239,6 +268,9 @@ impl World {
             let _ = stream.shutdown(Shutdown::Write);
         }
         if !plan.server.is_kind() {
+            if sent.is_ok() && plan.id.is_multiple_of(2) && is_acknowledged(&stream) {
+                lock(&self.downwards).insert(plan.id, plan.down);
+            }
             return reset(stream);
         }
         if let Err(e) = sent
@@ -251,6 +283,7 @@ impl World {
     /// A server reads what its client sent: all of it and a FIN, or a part and a reset.
     fn check_upwards(&self, plan: Plan, stream: &mut TcpStream, was_reset: bool) {
         let (got, end) = read_all(stream, plan.server == Manner::Slow, 150_000);
+        lock(&self.got_upwards).insert(plan.id, got.len());
         let all = plan.upwards();
         if !all.starts_with(&got) {
             self.violation(format!("{plan:?}: the server got other bytes"));
@@ -287,6 +320,22 @@ impl World {
                 ));
             }
         }
+        let (got_up, down) = (lock(&self.got_upwards), lock(&self.downwards));
+        for (id, sent) in lock(&self.upwards).iter() {
+            if let Some(got) = got_up.get(id).filter(|got| *got != sent) {
+                self.violation(format!(
+                    "client {id}: {sent} bytes acknowledged, {got} arrived"
+                ));
+            }
+        }
+        let resets = clients
+            .values()
+            .filter_map(|(plan, got, _)| Some((got.len(), down.get(&plan.id)?)));
+        for (got, sent) in resets.clone().filter(|(got, sent)| got != *sent) {
+            self.violation(format!(
+                "a server: {sent} bytes acknowledged, {got} arrived"
+            ));
+        }
         let (mute, seen_mute) = (&self.mute, &self.seen_mute);
         let (mute, seen_mute) = (
             mute.load(Ordering::SeqCst),
@@ -301,6 +350,8 @@ impl World {
             "{all} clients, {served} to the FIN, {} seen, {mute} mute",
             seen.len()
         );
+        let (up, down) = (lock(&self.upwards).len(), resets.count());
+        println!("reset when all was acknowledged: {up} clients, {down} servers");
         assert!(served * 5 > all, "only {served} of {all} were served");
         let violations = lock(&self.violations);
         let first: Vec<_> = violations.iter().take(10).collect();
@@ -414,12 +465,13 @@ impl World {
         if !plan.client.is_kind() {
             let part = random.below(bytes.len() as u64 + 1) as usize;
             let is_whole = plan.client == Manner::FinResets;
-            let _ = stream.write_all(&bytes[..if is_whole { bytes.len() } else { part }]);
+            let part = if is_whole { bytes.len() } else { part };
+            let sent = stream.write_all(&bytes[..part]);
             if is_whole {
                 let _ = stream.shutdown(Shutdown::Write);
             }
-            if random.below(2) == 0 {
-                thread::sleep(Duration::from_millis(random.below(5)));
+            if sent.is_ok() && random.below(2) == 0 && is_acknowledged(&stream) {
+                lock(&self.upwards).insert(id, part.saturating_sub(HEAD));
             }
             return reset(stream);
         }
