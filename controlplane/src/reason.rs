@@ -293,16 +293,22 @@ pub enum Reason {
         limit: u64,
     },
     /// A document of this object does not parse any more; the last good one is used.
-    #[error("{problem}; the last good content stays in use")]
+    #[error("{problem}")]
     StaleObject {
         /// With file, line and column.
         problem: Arc<str>,
     },
+    /// The object does not parse, and never did: nothing of it is used.
+    #[error("{problem}")]
+    Malformed {
+        /// With file, line and column.
+        problem: Arc<str>,
+    },
     /// The same object stands in two places.
-    #[error("also defined in {other}; the first one is used")]
+    #[error("{problem}")]
     DuplicateObject {
-        /// Where.
-        other: Arc<str>,
+        /// With both places.
+        problem: Arc<str>,
     },
     /// The record of a previous run: no complete list was seen yet.
     #[error("served from the record of the last run; no complete list was seen yet")]
@@ -314,57 +320,67 @@ pub enum Reason {
     HeldByDeletionGuard,
 }
 
-impl Reason {
-    /// The stable code: the variant's name.
-    pub fn code(&self) -> &'static str {
-        macro_rules! codes {
-            ($($name:ident),* $(,)?) => { match self { $(Reason::$name { .. } => stringify!($name)),* } };
-        }
-        codes!(
-            NotALoadBalancer,
-            ForeignClass,
-            Ignored,
-            Deleting,
-            ForeignServiceProxy,
-            NotSupported,
-            NoPorts,
-            NoNodePort,
-            PortProtocolNotSupported,
-            DuplicatePort,
-            BadSourceRange,
-            FamilyDenied,
-            BadAnnotation,
-            AnnotationIgnored,
-            BadAddressRequest,
-            ConflictingRequest,
-            EndpointRefused,
-            MoreEndpointsRefused,
-            PortNameMismatch,
-            NoUsableEndpoint,
-            OnlyTerminatingEndpoints,
-            CrossFamily,
-            ClientAddressNotKept,
-            NoPool,
-            PoolExhausted,
-            UnknownPool,
-            AddressNotInPool,
-            AddressTaken,
-            AddressOutsidePools,
-            RequestedFamily,
-            SharingRefused,
-            FrontendTaken,
-            FrontendInvalid,
-            MaglevPoolTooLarge,
-            AddressNotAdded,
-            NotListening,
-            DescriptorLimit,
-            StaleObject,
-            DuplicateObject,
-            Restored,
-            HeldByDeletionGuard,
-        )
-    }
+/// The code of each variant, and the list of them: one text, so that they cannot differ.
+macro_rules! codes {
+    ($($name:ident),* $(,)?) => {
+        impl Reason {
+            /// Every code, in the order of the variants.
+            pub const CODES: &'static [&'static str] = &[$(stringify!($name)),*];
 
+            /// The stable code: the variant's name.
+            pub fn code(&self) -> &'static str {
+                match self { $(Reason::$name { .. } => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+codes!(
+    NotALoadBalancer,
+    ForeignClass,
+    Ignored,
+    Deleting,
+    ForeignServiceProxy,
+    NotSupported,
+    NoPorts,
+    NoNodePort,
+    PortProtocolNotSupported,
+    DuplicatePort,
+    BadSourceRange,
+    FamilyDenied,
+    BadAnnotation,
+    AnnotationIgnored,
+    BadAddressRequest,
+    ConflictingRequest,
+    EndpointRefused,
+    MoreEndpointsRefused,
+    PortNameMismatch,
+    NoUsableEndpoint,
+    OnlyTerminatingEndpoints,
+    CrossFamily,
+    ClientAddressNotKept,
+    NoPool,
+    PoolExhausted,
+    UnknownPool,
+    AddressNotInPool,
+    AddressTaken,
+    AddressOutsidePools,
+    RequestedFamily,
+    SharingRefused,
+    FrontendTaken,
+    FrontendInvalid,
+    MaglevPoolTooLarge,
+    AddressNotAdded,
+    NotListening,
+    DescriptorLimit,
+    StaleObject,
+    Malformed,
+    DuplicateObject,
+    Restored,
+    HeldByDeletionGuard,
+);
+
+impl Reason {
     /// What it does to traffic.
     pub fn severity(&self) -> Severity {
         use Reason::*;
@@ -373,6 +389,7 @@ impl Reason {
             | ForeignClass { .. }
             | Ignored { .. }
             | Deleting
+            | Malformed { .. }
             | NotSupported { .. }
             | NoPorts
             | NoNodePort { .. }
@@ -411,5 +428,20 @@ impl Reason {
             | Restored
             | HeldByDeletionGuard => Severity::Note,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_listed_once() {
+        let reason = Reason::ClientAddressNotKept;
+        assert!(Reason::CODES.contains(&reason.code()));
+        let mut codes = Reason::CODES.to_vec();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), Reason::CODES.len());
     }
 }

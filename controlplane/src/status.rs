@@ -73,6 +73,21 @@ pub struct ServiceStatus {
     pub settling: bool,
 }
 
+impl ServiceStatus {
+    /// Of a Service that never parsed.
+    pub(crate) fn malformed(key: &Key, reasons: impl Iterator<Item = Reason>) -> ServiceStatus {
+        ServiceStatus {
+            key: key.clone(),
+            state: State::Refused,
+            addresses: Vec::new(),
+            ports: Vec::new(),
+            endpoints: EndpointCounts::default(),
+            reasons: reasons.collect(),
+            settling: false,
+        }
+    }
+}
+
 /// How long things took: fixed buckets, one writer.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {

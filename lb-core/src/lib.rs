@@ -37,6 +37,7 @@
 //! | `worker` | one pinned thread each: turns, listeners, drivers |
 //! | [`stats`] | counters with one writer, reasons, snapshots |
 //! | [`plane`] | start, publish, report, drain, stop: the public face |
+//! | `failpoint` | bugs on request, in builds for tests alone |
 //!
 //! # Invariants
 //!
@@ -59,6 +60,8 @@
 pub mod affinity;
 pub mod balance;
 pub mod conn;
+#[cfg(feature = "failpoints")]
+pub mod failpoint;
 pub mod flow;
 pub mod plane;
 pub mod slab;

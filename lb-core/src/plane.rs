@@ -8,6 +8,7 @@ use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -23,7 +24,7 @@ use crate::sys::{clock, process};
 use crate::table::Table;
 use crate::time::Time;
 use crate::worker::descriptors::Descriptors;
-use crate::worker::{Budget, Published, Seat, Shared, TooFew, Worker, WorkerState};
+use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
 pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
 
@@ -39,6 +40,11 @@ pub enum Engine {
     Epoll,
 }
 
+/// Below the first, keepalive's whole seconds cannot follow; the second is far from where the
+/// kernel's numbers end.
+const PEER_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(86_400);
+
 /// What the process allows itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -53,6 +59,12 @@ pub struct Limits {
     /// Descriptors kept for what is not traffic: admin, sources, logs, state. At most a quarter of
     /// the process's limit is taken for them.
     pub reserved_descriptors: u64,
+    /// A TCP peer that acknowledges nothing for this long is given up, idle or not: 1 s to 24 h.
+    ///
+    /// Linux counts a window that stays shut as such silence, though the peer answers: so this is
+    /// also how long a reader may pause, and the default is no less than the time that Linux
+    /// itself goes on sending to a peer that does not answer (tcp_retries2: some 15 minutes).
+    pub peer_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -63,6 +75,7 @@ impl Default for Limits {
             copy_bytes: 4 << 20,
             pins: 65_536,
             reserved_descriptors: 64,
+            peer_timeout: Duration::from_secs(900),
         }
     }
 }
@@ -103,6 +116,9 @@ pub enum StartError {
         "the io_uring engine is not part of this build; use `--engine auto` or `--engine epoll`"
     )]
     NoIoUring,
+    /// The peer timeout is out of bounds.
+    #[error("cannot give up silent peers after {0:?}; choose a peer timeout from 1s to 24h")]
+    PeerTimeout(Duration),
     /// The limit of open descriptors is too low.
     #[error(
         "the limit of open files is {limit}, and {workers} workers need {needed}; raise it (LimitNOFILE, ulimit -n) or run fewer workers"
@@ -164,6 +180,9 @@ impl Plane {
         }
         if engine == Engine::IoUring {
             return Err(StartError::NoIoUring);
+        }
+        if !PEER_TIMEOUTS.contains(&limits.peer_timeout) {
+            return Err(StartError::PeerTimeout(limits.peer_timeout));
         }
         let limit = process::raise_nofile();
         let budget = Budget::new(limit, workers, limits.reserved_descriptors);
@@ -384,6 +403,7 @@ fn shared(
             .collect(),
         counters: counters.collect(),
         wakes: (0..workers).map(wake).collect::<Result<_, _>>()?,
+        ports: Arc::new(Ports::default()),
         drain_until: AtomicU64::new(Shared::NO_DRAIN),
         stop: AtomicBool::new(false),
         reporter,

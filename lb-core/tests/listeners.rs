@@ -162,6 +162,62 @@ fn a_failed_bind_is_reported_and_heals() {
     exchange(taken).expect("served");
 }
 
+/// A program of the same user that shares its port, as another Weir would: the kernel would let
+/// us in, and give each a part of the clients.
+#[test]
+fn a_port_that_somebody_else_would_share_is_in_use() {
+    let backends = [tcp_echo(), udp_echo()];
+    for address in [loopback(), loopback_v6()] {
+        for (protocol, kind) in [
+            (Protocol::Tcp, socket2::Type::STREAM),
+            (Protocol::Udp, socket2::Type::DGRAM),
+        ] {
+            let domain = socket2::Domain::for_address(address);
+            let other_program = socket2::Socket::new(domain, kind, None).expect("a socket");
+            other_program.set_reuse_address(true).expect("an option");
+            other_program.set_reuse_port(true).expect("an option");
+            other_program.bind(&address.into()).expect("it is free");
+            if protocol == Protocol::Tcp {
+                other_program.listen(16).expect("it is free");
+            }
+            let spec = spec(protocol, address, &backends);
+            let rig = Rig::start(2, std::slice::from_ref(&spec));
+            let frontend = spec.key;
+            let expected = ListenerState::Failed(BindError::AddressInUse { frontend });
+            assert_eq!(rig.listener(&spec), expected);
+            drop(other_program);
+            eventually("the listener opens", || {
+                rig.listener(&spec) == ListenerState::Listening
+            });
+        }
+    }
+}
+
+/// The connections that outlive a listener have its address, and are nobody else.
+#[test]
+fn a_port_opens_again_under_its_own_connections() {
+    let backend_address = tcp_echo();
+    let mut spec = spec(Protocol::Tcp, loopback(), &[backend_address]);
+    let address = (spec.key.address, spec.key.port.get()).into();
+    let mut rig = Rig::start(2, std::slice::from_ref(&spec));
+    let mut alive = Vec::new();
+    for _ in 0..20 {
+        let mut socket = TcpStream::connect(address).expect("a connection");
+        talk(&mut socket).expect("an echo");
+        alive.push(socket);
+        // One more that we close first: it stays in TIME_WAIT.
+        exchange(address).expect("an echo");
+        spec.backends.clear();
+        rig.set(&[spec.clone()]);
+        spec.backends = vec![backend(backend_address)];
+        rig.set(&[spec.clone()]);
+        assert_eq!(rig.listener(&spec), ListenerState::Listening);
+    }
+    for socket in &mut alive {
+        talk(socket).expect("still served");
+    }
+}
+
 /// An address that no machine has: IP_FREEBIND lets us listen before it is there.
 #[test]
 fn an_address_that_is_not_here_yet_can_be_listened_at() {

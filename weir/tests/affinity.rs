@@ -155,7 +155,6 @@ fn a_pin_ends_with_its_timeout() {
     }
     // Unused for longer than the timeout it is gone: the hash decides again, over eight pods.
     std::thread::sleep(Duration::from_millis(1600));
-    println!("{}", weir.get("/api/v1/services").1); println!("{}", weir.get("/readyz?verbose").1);
     let later = rounds(&lab, &clients, vip, 1);
     let moved = clients
         .iter()

@@ -101,6 +101,17 @@ fn k5_bad_files_keep_their_last_good_content_and_say_where() {
     );
     std::thread::sleep(Duration::from_millis(300));
     answers(&lab, vip);
+    // One that never parsed is shown all the same, with the place of its mistake.
+    let never = service("never").namespace("odd").tcp(80);
+    weir.write(
+        "never.yaml",
+        &never.yaml().replace("port: 80}", "port: eighty}"),
+    );
+    let message = weir.wait_reason(&never, "Malformed");
+    assert!(message.contains("never.yaml:"), "{message}");
+    weir.wait_state(&never, "refused");
+    std::fs::remove_file(weir.manifests().join("never.yaml")).unwrap();
+    eventually("it is forgotten", SOON, || weir.service(&never).is_none());
     // Null fields are absent fields; unknown kinds are skipped.
     weir.write("odd.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: nulls, namespace: odd, labels: null, annotations: null}\nspec: {type: LoadBalancer, ports: [{port: 80, name: null, protocol: null, targetPort: null}], selector: null, ipFamilies: null}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\n");
     let odd = service("nulls").namespace("odd").tcp(80);
@@ -255,6 +266,7 @@ fn k8_any_order_of_files_converges() {
         Some(weir.get("/readyz?verbose")).filter(|(_, body)| body.contains("zz-copy.yaml"))
     });
     assert!(body.contains("default.order.yaml"), "{body}");
+    weir.wait_reason(&bare, "DuplicateObject");
     assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "late");
 }
 

@@ -128,7 +128,7 @@ fn r1_frontends_that_do_not_fit_say_so_and_the_oldest_are_served() {
     weir.wait_state(&all[count], "serving");
 }
 
-fn weir_reasons(weir: &Weir, svc: &support::manifest::Service) -> String {
+fn weir_reasons(weir: &Weir, svc: &manifest::Service) -> String {
     if !weir.admin_answers() {
         return String::new();
     }
@@ -137,6 +137,7 @@ fn weir_reasons(weir: &Weir, svc: &support::manifest::Service) -> String {
         .unwrap_or_default()
 }
 
+#[cfg(feature = "failpoints")]
 #[test]
 fn r10_a_worker_that_panics_ends_the_process() {
     if skip("r10 worker") {
@@ -156,7 +157,7 @@ fn r10_a_worker_that_panics_ends_the_process() {
         .run(move || (0..3).map(|_| ask(vip).is_ok()).collect::<Vec<_>>());
     let status = weir.wait_exit(SOON);
     assert!(!status.success(), "{status}; answered {answered:?}");
-    assert!(weir.log().contains("panic"), "{}", weir.log());
+    assert!(weir.log().contains("panicked"), "{}", weir.log());
     // Supervised: the next start serves again, with the same address.
     let weir = weir.kill().pools().launch(&lab.lb);
     weir.wait_state(&svc, "serving");
@@ -164,6 +165,7 @@ fn r10_a_worker_that_panics_ends_the_process() {
     assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "pod");
 }
 
+#[cfg(feature = "failpoints")]
 #[test]
 fn r10_a_control_plane_that_panics_never_stops_forwarding() {
     if skip("r10 control") {
@@ -182,7 +184,7 @@ fn r10_a_control_plane_that_panics_never_stops_forwarding() {
     let trigger = service("panic-trigger").tcp(81).endpoints([pod_v4(0)], 80);
     weir.apply(&trigger);
     eventually("it panicked and says so", SOON, || {
-        weir.log().contains("panic")
+        weir.log().contains("panicked")
     });
     weir.remove(&trigger);
     let later = service("later").tcp(80).endpoints([pod_v4(0)], 80);
@@ -205,40 +207,49 @@ fn r12_a_blocked_log_delays_nothing() {
     // Standard error is a pipe that nobody reads.
     let (reader, writer) = std::io::pipe().unwrap();
     let weir = Weir::prepare()
-        .pools()
-        .env("RUST_LOG", "trace")
+        .args([
+            "--pool",
+            "10.1.0.64/26",
+            "--pool",
+            "10.1.16.0/20",
+            "--workers",
+            "1",
+        ])
         .stderr(Stdio::from(writer))
         .launch(&lab.lb);
     let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
     let svc = service("logged").tcp(80).endpoints([pod_v4(0)], 80);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
-    // State changes, each a line at least, far past what a pipe of 64 KiB holds.
-    let noise = service("noise").tcp(80);
+    // A line for each of 1,000 Services that change their state, again and again: far more than the
+    // pipe's 64 KiB and the queue before it hold.
     let mut worst = Duration::ZERO;
-    for round in 0..1500_u16 {
-        let name = format!("noise-{}-{}", "x".repeat(60), round % 7);
-        weir.apply(
-            &support::manifest::Service {
-                name,
-                ..noise.clone()
-            }
-            .endpoints([pod_v4(round % 30)], 80),
-        );
-        if round % 100 == 0 {
-            let begun = Instant::now();
-            assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "pod");
-            worst = worst.max(begun.elapsed());
-            if weir.metric("weir_log_lines_dropped_total", &[]) > 0.0 {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(60));
+    for round in 0..20 {
+        let text: String = (0..1000)
+            .map(|n| {
+                let noise = service(&format!("noise-{n}")).tcp(80);
+                let noise = if round % 2 == 0 {
+                    noise
+                } else {
+                    noise.endpoints([pod_v4(1)], 80)
+                };
+                noise.yaml() + "---\n"
+            })
+            .collect();
+        weir.write("noise.yaml", &text);
+        let want = if round % 2 == 0 { "closed" } else { "serving" };
+        let last = service("noise-999");
+        eventually("the last one changed", Duration::from_secs(10), || {
+            weir.service(&last).is_some_and(|s| s["state"] == want)
+        });
+        let begun = Instant::now();
+        assert_eq!(lab.client.run(move || ask(vip)).unwrap(), "pod");
+        worst = worst.max(begun.elapsed());
+        if weir.metric("weir_log_lines_dropped_total", &[]) > 0.0 {
+            break;
         }
     }
-    eventually("lines are dropped and counted", SOON, || {
-        weir.metric("weir_log_lines_dropped_total", &[]) > 0.0
-    });
+    assert!(weir.metric("weir_log_lines_dropped_total", &[]) > 0.0);
     assert!(worst < Duration::from_millis(500), "{worst:?}");
-    let last = service("last").tcp(80).endpoints([pod_v4(0)], 80);
-    weir.serve(&last);
+    weir.serve(&service("last").tcp(80).endpoints([pod_v4(0)], 80));
     drop(reader);
 }

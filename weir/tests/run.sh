@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests and ends with what ran, what was skipped and why. With CI=true a skip is a failure.
+# Failpoints are built in: some tests ask what a bug of ours would do.
 # A test that cannot run here prints a line "SKIP: name: why" and passes.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
@@ -10,7 +11,7 @@ scope=("$@")
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-cargo test --locked --no-fail-fast "${scope[@]}" --show-output >"$log" 2>&1 &
+cargo test --locked --no-fail-fast --features weir/failpoints "${scope[@]}" --show-output >"$log" 2>&1 &
 pid=$!
 # Progress while it runs: a line per test and per binary, not their output.
 tail -n +1 -f --pid=$pid "$log" | grep --line-buffered -E '^(test .* \.\.\. |     Running |   Doc-tests |error|warning: unused)' || true

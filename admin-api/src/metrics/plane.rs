@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use lb_core::stats::{CloseReason, DropReason, FrontendTotals, Snapshot, WorkerTotals};
+use lb_core::stats::{
+    CloseReason, ConnectError, DropReason, FrontendTotals, Snapshot, WorkerTotals,
+};
 use lb_core::table::{Owner, Protocol};
 
 use super::{Kind, Page};
@@ -169,14 +171,18 @@ fn refusals(page: &mut Page, rows: &[Row<'_>]) {
         ("reason", &reasons),
         FrontendTotals::dropped,
     );
-    let help = "Tries to connect to a backend that failed; a connection may have several.";
-    family(
+    let reasons: Vec<_> = ConnectError::ALL
+        .iter()
+        .map(|reason| (*reason, reason.label()))
+        .collect();
+    let help =
+        "Tries to reach a backend that failed, by reason; a connection or flow may have several.";
+    by(
         page,
         rows,
-        "weir_backend_connect_errors_total",
-        Kind::Counter,
-        help,
-        |t| t.connect_errors,
+        ("weir_backend_connect_errors_total", help),
+        ("reason", &reasons),
+        FrontendTotals::connect_failed,
     );
     let help = "New connections and flows that got no pin because the pins were full.";
     family(

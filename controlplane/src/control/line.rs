@@ -155,6 +155,8 @@ impl Line {
                 endpoints: EndpointCounts::default(),
             }),
             _ => self.cluster.service(key).map(|service| {
+                #[cfg(feature = "failpoints")]
+                failpoint(key);
                 let slices: Vec<_> = self.cluster.slices_of(key).cloned().collect();
                 translate(service, &slices, &self.rules)
             }),
@@ -315,5 +317,15 @@ impl Line {
                 })
             })
             .collect()
+    }
+}
+
+/// # Panics
+/// If `control-panic-on-trigger` is on and the Service is named `panic-trigger`.
+#[cfg(feature = "failpoints")]
+fn failpoint(key: &Key) {
+    const POINT: &str = "control-panic-on-trigger";
+    if &*key.name == "panic-trigger" && lb_core::failpoint::is_on(POINT) {
+        panic!("failpoint {POINT}");
     }
 }

@@ -16,12 +16,12 @@ use super::vips::Vips;
 use super::{Command, Keep, Settings};
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
-use crate::object::{Event, Key, SourceId};
+use crate::object::{Event, Key, Kind, SourceId};
 use crate::publish::Publisher;
 use crate::reason::Reason;
 use crate::source::scan::KINDS;
 use crate::source::{Level, Problem};
-use crate::status::{Front, Histogram, Snapshot, State, Statuses};
+use crate::status::{Front, Histogram, ServiceStatus, Snapshot, State, Statuses};
 
 /// A burst is over when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(3);
@@ -102,7 +102,7 @@ struct Task<'a> {
     files: Option<StatusFiles>,
     problems: Arc<[Problem]>,
     /// What the sources say of single Services.
-    said: BTreeMap<Key, BTreeSet<Reason>>,
+    said: BTreeMap<Key, Vec<Problem>>,
     programming: Histogram,
     held: usize,
 }
@@ -217,15 +217,13 @@ impl Task<'_> {
                 }
             }
         }
-        let mut said: BTreeMap<Key, BTreeSet<Reason>> = BTreeMap::new();
+        let mut said: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
         for problem in problems
             .iter()
             .filter(|problem| problem.level == Level::Error)
         {
             if let Some(key) = &problem.object {
-                let text = problem.to_string().into();
-                let reason = Reason::StaleObject { problem: text };
-                said.entry(key.clone()).or_default().insert(reason);
+                said.entry(key.clone()).or_default().push(problem.clone());
             }
         }
         let touched = self.said.keys().chain(said.keys()).cloned().collect();
@@ -251,9 +249,7 @@ impl Task<'_> {
     /// Says anew what became of these.
     fn refresh(&mut self, keys: &BTreeSet<Key>) {
         for key in keys {
-            let other = self.said.get(key).into_iter().flatten().cloned();
-            let front = |frontend: &_, slot| self.front(frontend, slot);
-            let status = self.line.status(key, front, other);
+            let status = self.status(key);
             let before = self.statuses.of(key).map(|status| status.state);
             if let Some(files) = &mut self.files
                 && self.statuses.of(key).map(|status| &**status) != status.as_ref()
@@ -271,6 +267,19 @@ impl Task<'_> {
                 log(key, after, &addresses.unwrap_or_default(), &codes);
             }
         }
+    }
+
+    /// What there is to say of a Service; one that never parsed is seen, and refused.
+    fn status(&self, key: &Key) -> Option<ServiceStatus> {
+        let said = self.said.get(key).map_or(&[][..], Vec::as_slice);
+        let front = |frontend: &_, slot| self.front(frontend, slot);
+        self.line
+            .status(key, front, said.iter().map(stale))
+            .or_else(|| match said {
+                [] => None,
+                _ if key.kind != Kind::Service => None,
+                _ => Some(ServiceStatus::malformed(key, said.iter().map(malformed))),
+            })
     }
 
     /// How a frontend stands, its address included. Nothing is said of it before both are known.
@@ -330,6 +339,22 @@ impl Task<'_> {
         };
         self.statuses.fill(&mut snapshot);
         self.keep.board.show(snapshot);
+    }
+}
+
+/// What a problem means for an object that has a last good version.
+fn stale(said: &Problem) -> Reason {
+    let problem = said.to_string().into();
+    match said.duplicate {
+        true => Reason::DuplicateObject { problem },
+        false => Reason::StaleObject { problem },
+    }
+}
+
+/// And for one that has none.
+fn malformed(problem: &Problem) -> Reason {
+    Reason::Malformed {
+        problem: problem.to_string().into(),
     }
 }
 

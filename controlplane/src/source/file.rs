@@ -87,6 +87,7 @@ pub(super) fn whole(path: &Arc<PathBuf>, message: String) -> Problem {
         level: Level::Error,
         location: place(path, Position::START),
         object: None,
+        duplicate: false,
         message,
         excerpt: String::new(),
     }
@@ -248,6 +249,7 @@ impl<'a> Reading<'a> {
             level: Level::Error,
             location: place(self.path, at),
             object,
+            duplicate: false,
             message,
             excerpt,
         });
@@ -275,6 +277,7 @@ impl<'a> Reading<'a> {
                 level: Level::Note,
                 location: place(self.path, at),
                 object: None,
+                duplicate: false,
                 message: format!("{unread} is not read here: {count} skipped"),
                 excerpt: String::new(),
             });
@@ -305,6 +308,7 @@ pub(super) fn duplicate(second: &Object, first: &Object) -> Problem {
         ),
         location: second_at,
         object: Some(key.clone()),
+        duplicate: true,
         excerpt: String::new(),
     }
 }

@@ -44,6 +44,8 @@ pub struct Problem {
     pub location: Location,
     /// The object in question, as far as its name can be read.
     pub object: Option<Key>,
+    /// Another object of the same name is used instead.
+    pub duplicate: bool,
     /// What is wrong and what happens now, on one line.
     pub message: String,
     /// The lines of the source around the place; empty for a file as a whole.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{CloseReason, DropReason};
+use super::{CloseReason, ConnectError, DropReason};
 use crate::table::{FrontendKey, Owner};
 
 /// A number that one thread changes and any thread reads.
@@ -63,8 +63,8 @@ pub struct FrontendCounters {
     pub datagrams_upstream: Counter,
     /// Datagrams discarded, by reason.
     pub drops: [Counter; DropReason::COUNT],
-    /// Tries to connect that failed; a connection may have several.
-    pub connect_errors: Counter,
+    /// Tries to reach a backend that failed, by reason; a connection or flow may have several.
+    pub connect_errors: [Counter; ConnectError::COUNT],
     /// New connections and flows that got no pin because the pins were full.
     pub affinity_full: Counter,
 }
@@ -85,7 +85,7 @@ impl FrontendCounters {
             datagrams_downstream: Counter::default(),
             datagrams_upstream: Counter::default(),
             drops: Default::default(),
-            connect_errors: Counter::default(),
+            connect_errors: Default::default(),
             affinity_full: Counter::default(),
         }
     }
@@ -98,6 +98,11 @@ impl FrontendCounters {
     /// The counter of datagrams discarded for `reason`.
     pub fn dropped(&self, reason: DropReason) -> &Counter {
         &self.drops[reason as usize]
+    }
+
+    /// The counter of tries to reach a backend that failed for `reason`.
+    pub fn connect_failed(&self, reason: ConnectError) -> &Counter {
+        &self.connect_errors[reason as usize]
     }
 
     /// Does a connection or flow live under these counters?

@@ -8,5 +8,5 @@ mod reason;
 mod snapshot;
 
 pub use counters::{Counter, FrontendCounters, WorkerCounters};
-pub use reason::{CloseReason, DropReason};
+pub use reason::{CloseReason, ConnectError, DropReason};
 pub use snapshot::{FrontendTotals, Snapshot, Totals, WorkerTotals};

@@ -97,6 +97,26 @@ reasons! {
     }
 }
 
+reasons! {
+    /// Why a try to reach a backend failed (connect(2), tcp(7), udp(7)).
+    ConnectError {
+        /// Nobody listens there: an RST, or an ICMP port unreachable.
+        Refused = "refused",
+        /// The backend sent RST right after its handshake.
+        Reset = "reset",
+        /// No answer within the deadline of one try.
+        Timeout = "timeout",
+        /// No route, or the answer of a router or firewall.
+        Unreachable = "unreachable",
+        /// No local port was left to reach the backend from; not the backend's fault.
+        PortsExhausted = "ports_exhausted",
+        /// No descriptor or memory was left for the socket; not the backend's fault.
+        DescriptorLimit = "descriptor_limit",
+        /// A local error that is none of the above.
+        LocalError = "local_error",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -114,6 +134,7 @@ mod tests {
         }
         check(CloseReason::ALL.iter().map(|r| r.label()));
         check(DropReason::ALL.iter().map(|r| r.label()));
+        check(ConnectError::ALL.iter().map(|r| r.label()));
     }
 
     #[test]
@@ -122,6 +143,9 @@ mod tests {
             assert_eq!(reason as usize, index);
         }
         for (index, &reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+        for (index, &reason) in ConnectError::ALL.iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CloseReason, Counter, DropReason, FrontendCounters, WorkerCounters};
+use super::{CloseReason, ConnectError, Counter, DropReason, FrontendCounters, WorkerCounters};
 use crate::table::{FrontendKey, Owner};
 
 /// Every counter of the data plane at one moment.
@@ -41,7 +41,7 @@ pub struct FrontendTotals {
     pub datagrams_downstream: u64,
     pub datagrams_upstream: u64,
     pub drops: Totals<{ DropReason::COUNT }>,
-    pub connect_errors: u64,
+    pub connect_errors: Totals<{ ConnectError::COUNT }>,
     pub affinity_full: u64,
 }
 
@@ -74,7 +74,7 @@ impl FrontendTotals {
         self.datagrams_downstream += datagrams_downstream.value();
         self.datagrams_upstream += datagrams_upstream.value();
         self.drops.add(drops);
-        self.connect_errors += connect_errors.value();
+        self.connect_errors.add(connect_errors);
         self.affinity_full += affinity_full.value();
     }
 
@@ -86,6 +86,11 @@ impl FrontendTotals {
     /// Datagrams discarded for `reason`.
     pub fn dropped(&self, reason: DropReason) -> u64 {
         self.drops.0[reason as usize]
+    }
+
+    /// Tries to reach a backend that failed for `reason`.
+    pub fn connect_failed(&self, reason: ConnectError) -> u64 {
+        self.connect_errors.0[reason as usize]
     }
 }
 

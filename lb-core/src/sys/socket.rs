@@ -34,8 +34,11 @@ fn step(step: &'static str) -> impl Fn(io::Error) -> ListenError {
 ///
 /// What accepted sockets inherit is set here once: TCP_NODELAY (a proxy must not add Nagle's
 /// delay), SO_OOBINLINE (the urgent byte stays in its place), keepalive and the user timeout (a
-/// peer that vanished is found within minutes).
-pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
+/// peer that vanished is given up after `peer_timeout`).
+pub(crate) fn listen_tcp(
+    address: SocketAddr,
+    peer_timeout: Duration,
+) -> Result<OwnedFd, ListenError> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM.nonblocking(),
@@ -50,11 +53,11 @@ pub(crate) fn listen_tcp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
     socket
         .set_out_of_band_inline(true)
         .map_err(step("SO_OOBINLINE"))?;
-    stream::bound_silence(socket.as_fd()).map_err(|errno| ListenError {
+    stream::bound_silence(socket.as_fd(), peer_timeout).map_err(|errno| ListenError {
         step: "TCP_USER_TIMEOUT",
         errno,
     })?;
-    bind(&socket, address)?;
+    bind_shared(&socket, address)?;
     socket.listen(BACKLOG).map_err(step("listen"))?;
     Ok(socket.into())
 }
@@ -71,13 +74,39 @@ pub(crate) fn listen_udp(address: SocketAddr) -> Result<OwnedFd, ListenError> {
         step: "setsockopt",
         errno,
     })?;
-    bind(&socket, address)?;
+    bind_shared(&socket, address)?;
     Ok(socket.into())
+}
+
+/// Finds that nobody listens for TCP at `address`, sharing the port or not.
+///
+/// # Errors
+/// EADDRINUSE if somebody does; whatever else keeps this process from binding there.
+pub(crate) fn find_tcp_free(address: SocketAddr) -> Result<(), ListenError> {
+    let kind = Type::STREAM.cloexec();
+    let probe = Socket::new(Domain::for_address(address), kind, None).map_err(step("socket"))?;
+    // Connections that outlived their listener, or are in TIME_WAIT, are no listener.
+    probe
+        .set_reuse_address(true)
+        .map_err(step("SO_REUSEADDR"))?;
+    bind(&probe, address)
+}
+
+/// As [`find_tcp_free`], for UDP.
+pub(crate) fn find_udp_free(address: SocketAddr) -> Result<(), ListenError> {
+    let kind = Type::DGRAM.cloexec();
+    let probe = Socket::new(Domain::for_address(address), kind, None).map_err(step("socket"))?;
+    bind(&probe, address)
+}
+
+/// Lets other sockets of this user bind to the same address, then binds.
+fn bind_shared(socket: &Socket, address: SocketAddr) -> Result<(), ListenError> {
+    socket.set_reuse_port(true).map_err(step("SO_REUSEPORT"))?;
+    bind(socket, address)
 }
 
 /// Binds to an address that need not be on the machine yet.
 fn bind(socket: &Socket, address: SocketAddr) -> Result<(), ListenError> {
-    socket.set_reuse_port(true).map_err(step("SO_REUSEPORT"))?;
     match address {
         SocketAddr::V4(_) => socket.set_freebind_v4(true).map_err(step("IP_FREEBIND"))?,
         SocketAddr::V6(_) => {

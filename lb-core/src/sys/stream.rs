@@ -30,24 +30,35 @@ pub(crate) fn tcp_socket(family_of: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// An idle peer is asked for a sign of life after this, and then every [`KEEPALIVE_INTERVAL`].
+/// An idle peer is asked for a sign of life after this, or half of the peer timeout if that is
+/// less: before a firewall on the way forgets the connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// And then as often as this, or a quarter of the peer timeout.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// A peer that acknowledges nothing is given up after this. Linux counts a window that stays shut
-/// as that, though the peer answers: hence minutes, so that a reader may pause.
-const USER_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Bounds how long a peer that vanished can hold a socket to [`USER_TIMEOUT`] (tcp(7), RFC 5482):
-/// idle, because it does not answer the probes; with data unacknowledged, or a window that stays
-/// shut, by itself. The kernel's defaults allow two hours.
+/// Gives up a peer that acknowledges nothing for `timeout` (TCP_USER_TIMEOUT, tcp(7), RFC 5482).
+/// With data on its way it is silence that counts; since Linux 5.11 a window that stays shut too,
+/// though the peer answers the probes. Without, it is asked for a sign of life meanwhile
+/// (keepalive, in whole seconds, at least one: an idle peer may last a second or two longer).
 ///
 /// # Errors
-/// None that a TCP socket gives.
-pub(crate) fn bound_silence(socket: BorrowedFd<'_>) -> Result<(), Errno> {
-    sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE)?;
-    sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL)?;
+/// EINVAL past 24 days; none else that a TCP socket gives.
+pub(crate) fn bound_silence(socket: BorrowedFd<'_>, timeout: Duration) -> Result<(), Errno> {
+    let (idle, interval) = keepalive(timeout);
+    sockopt::set_tcp_keepidle(socket, idle)?;
+    sockopt::set_tcp_keepintvl(socket, interval)?;
     sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_user_timeout(socket, USER_TIMEOUT.as_millis() as u32)
+    let millis = u32::try_from(timeout.as_millis()).map_err(|_| Errno::INVAL)?;
+    sockopt::set_tcp_user_timeout(socket, millis)
+}
+
+/// When a silent peer is asked for the first time, and how often then.
+fn keepalive(timeout: Duration) -> (Duration, Duration) {
+    let whole = |time: Duration| Duration::from_secs(time.as_secs().max(1));
+    (
+        whole(KEEPALIVE_IDLE.min(timeout / 2)),
+        whole(KEEPALIVE_INTERVAL.min(timeout / 4)),
+    )
 }
 
 /// Begins to connect. `Ok(true)` if it is done at once, `Ok(false)` while it goes on: the socket
@@ -138,20 +149,30 @@ mod tests {
     /// What no stream can show here: that a peer which vanishes is given up, and on both sides.
     #[test]
     fn accepted_and_dialled_sockets_have_the_same_options() {
-        let listener = listen_tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).expect("a listener");
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let timeout = Duration::from_secs(900);
+        let listener = listen_tcp(any, timeout).expect("a listener");
         let to = getsockname(&listener).expect("bound");
         let to = SocketAddr::try_from(to).expect("an address");
         let dialled = tcp_socket(to).expect("a socket");
-        bound_silence(dialled.as_fd()).expect("options");
+        bound_silence(dialled.as_fd(), timeout).expect("options");
         let _ = start_connect(dialled.as_fd(), to);
         let (accepted, _) = accept(listener.as_fd()).expect("it calls");
         for socket in [&dialled, &accepted] {
-            assert_eq!(sockopt::tcp_user_timeout(socket), Ok(300_000));
+            assert_eq!(sockopt::tcp_user_timeout(socket), Ok(900_000));
             assert_eq!(sockopt::tcp_keepidle(socket), Ok(KEEPALIVE_IDLE));
             assert_eq!(sockopt::tcp_keepintvl(socket), Ok(KEEPALIVE_INTERVAL));
             assert_eq!(sockopt::socket_keepalive(socket), Ok(true));
             assert_eq!(sockopt::tcp_nodelay(socket), Ok(true));
             assert_eq!(sockopt::socket_oobinline(socket), Ok(true));
+        }
+    }
+
+    #[test]
+    fn a_silent_peer_is_asked_before_it_is_given_up() {
+        let seconds = |(idle, interval): (Duration, Duration)| (idle.as_secs(), interval.as_secs());
+        for (timeout, expected) in [(900, (60, 15)), (60, (30, 15)), (20, (10, 5)), (2, (1, 1))] {
+            assert_eq!(seconds(keepalive(Duration::from_secs(timeout))), expected);
         }
     }
 

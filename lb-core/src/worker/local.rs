@@ -202,8 +202,9 @@ impl Local {
     /// The backend that takes new work of `client`, other than those in `tried`. Marked ones come
     /// only when all others are tried; `None` when every usable one is.
     ///
-    /// With affinity, a client keeps the backend that it has for as long as that one is usable,
-    /// unmarked and untried; whichever it gets is its own from now on.
+    /// With affinity, a client keeps the backend that it has for as long as that one is usable and
+    /// untried, marked or not: a mark may be another client's bad moment, and a session is worth
+    /// one more try. Whichever it gets is its own from now on.
     pub(crate) fn pick(
         &self,
         cx: &mut Cx,
@@ -245,7 +246,6 @@ impl Local {
             let backend = &pool.backends[at];
             let takes = backend.state == BackendState::Active
                 && backend.weight > 0
-                && !backends[at].is_marked(cx.now)
                 && !tried.contains(&address);
             takes.then_some(at)
         };

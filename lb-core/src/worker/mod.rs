@@ -1,8 +1,8 @@
 //! Workers: one pinned thread each, with its own listeners, connections, flows, timers, counters.
 //!
 //! All that crosses threads is in [`Shared`]: the published table going in, each worker's state
-//! coming out, a few flags. No lock, and no wait on anyone: a control plane that hangs leaves the
-//! workers with the last table.
+//! coming out, a few flags. No wait on anyone: a control plane that hangs leaves the workers with
+//! the last table. No lock but that of [`Ports`], for opening and closing listeners.
 //!
 //! # Publish and wake
 //!
@@ -18,6 +18,7 @@ pub(crate) mod cx;
 pub(crate) mod descriptors;
 mod listener;
 pub(crate) mod local;
+mod ports;
 mod report;
 mod tcp;
 #[cfg(test)]
@@ -40,6 +41,7 @@ use crate::sys::eventfd::Wake;
 use crate::table::{Protocol, Table};
 
 pub(crate) use budget::{Budget, Plan, TooFew};
+pub(crate) use ports::Ports;
 pub(crate) use report::WorkerState;
 pub use report::{BindError, ListenerState, Report, WorkerReport};
 pub(crate) use turn::{Seat, Worker};
@@ -68,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<[Arc<WorkerCounters>]>,
     /// One per worker: how to wake it.
     pub(crate) wakes: Vec<Wake>,
+    /// What the workers listen at.
+    pub(crate) ports: Arc<Ports>,
     /// Until when a drain lasts, in microseconds of the clock; [`Shared::NO_DRAIN`]: none.
     pub(crate) drain_until: AtomicU64,
     /// Leave at once.

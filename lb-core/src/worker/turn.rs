@@ -110,13 +110,14 @@ impl Worker {
         cx.timers
             .arm(cx.now + HOUSEKEEPING, Token::single(Kind::House));
         let workers = shared.wakes.len();
+        let ports = Arc::clone(&shared.ports);
         Worker {
             index,
             shared,
             table,
             cx,
             drivers,
-            listeners: Listeners::new(published, workers, selector_seed),
+            listeners: Listeners::new(published, ports, workers, selector_seed),
             events: Events::with_capacity(EVENTS),
             next_event: 0,
             phase: Phase::Serving,

@@ -1,5 +1,6 @@
 //! The whole appliance: started from the packet's side outwards, stopped the other way.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,9 +12,10 @@ use controlplane::object::SourceId;
 use controlplane::source::directory;
 use controlplane::state;
 use controlplane::translate::Rules;
-use lb_core::plane::{Config, Engine, Plane};
+use lb_core::plane::{Config, Engine, Limits, Plane};
 use lb_core::table::{HashKey, TableBuilder};
 
+use super::lock::lock;
 use super::places;
 use super::view::View;
 use crate::check;
@@ -29,6 +31,8 @@ pub struct Appliance {
     control: Control,
     admin: Option<Server>,
     view: Arc<View>,
+    /// Of the state directory; let go last.
+    lock: Option<File>,
 }
 
 impl Appliance {
@@ -49,6 +53,7 @@ impl Appliance {
     /// Something cannot start; what had started is stopped.
     pub fn launch(settings: Settings, dropped: Dropped) -> anyhow::Result<Appliance> {
         let state_dir = places::state_dir(settings.state_dir.clone())?;
+        let lock = lock(&state_dir)?;
         let key = state::hash_key(Some(&state_dir), settings.hash_key.map(|key| key.0))
             .context("cannot make a random hash key")?;
         let notes = key.problems.iter().map(ToString::to_string);
@@ -82,6 +87,7 @@ impl Appliance {
             control,
             admin,
             view,
+            lock,
         })
     }
 
@@ -126,10 +132,12 @@ impl Appliance {
             control,
             admin,
             view: _,
+            lock,
         } = self;
         plane.stop();
         control.stop();
         drop(admin);
+        drop(lock);
     }
 }
 
@@ -145,7 +153,10 @@ fn config(settings: &Settings) -> Config {
             EngineName::IoUring => Engine::IoUring,
             EngineName::Epoll => Engine::Epoll,
         },
-        limits: default.limits,
+        limits: Limits {
+            peer_timeout: settings.peer_timeout,
+            ..default.limits
+        },
     }
 }
 

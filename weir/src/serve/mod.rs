@@ -2,9 +2,11 @@
 //!
 //! - `appliance`: data plane, control plane and admin listener, wired and started in order;
 //! - `places`: where the state and the admin socket go when nobody said;
+//! - `lock`: no second process on one state directory;
 //! - `view`: what the admin listener sees of the other two.
 
 mod appliance;
+mod lock;
 mod places;
 mod view;
 

@@ -130,6 +130,11 @@ pub struct Layer {
     #[arg(long, env = "WEIR_HALF_CLOSE_TIMEOUT", value_name = "TIME")]
     pub half_close_timeout: Option<Span>,
 
+    /// Give up a TCP peer that acknowledges nothing for this long, be it gone or its window shut:
+    /// a reader may pause no longer. 1s to 24h. Default: 15m.
+    #[arg(long, env = "WEIR_PEER_TIMEOUT", value_name = "TIME")]
+    pub peer_timeout: Option<Span>,
+
     /// Forget a UDP flow that saw no reply after this. Default: 30s.
     #[arg(long, env = "WEIR_FLOW_ONE_WAY_TIMEOUT", value_name = "TIME")]
     pub flow_one_way_timeout: Option<Span>,

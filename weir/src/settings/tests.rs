@@ -41,6 +41,7 @@ connectTimeout: 100ms
 connectBudget: 1s
 idleTimeout: 0s
 halfCloseTimeout: 1m
+peerTimeout: 2m
 flowOneWayTimeout: 5s
 flowTwoWayTimeout: 1h
 logFormat: json

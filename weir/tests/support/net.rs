@@ -71,11 +71,12 @@ impl Net {
     #[track_caller]
     pub fn nft(&self, script: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(
-            file.path(),
-            script.replace("; }", ";\n}").replace("} }", "}\n}"),
-        )
-        .unwrap();
+        // One statement a line, as its grammar wants.
+        let lines = script
+            .replace('{', "{\n")
+            .replace('}', "\n}\n")
+            .replace(';', "\n");
+        std::fs::write(file.path(), lines).unwrap();
         self.exec("nft", &["-f", file.path().to_str().unwrap()]);
     }
 
@@ -173,9 +174,11 @@ impl Lab {
             .map(|a| format!("addr add {a}/32 dev eth0\n"))
             .collect();
         ip_batch(&self.client, &batch);
+        // By way of its one address: the kernel's neighbour table holds 1,024 entries (gc_thresh3)
+        // for all namespaces together, and a full one looks like a network that loses connections.
         for net in 1..=(1 + (count >> 8)) {
-            self.lb
-                .ip(&["route", "add", &format!("10.1.{net}.0/24"), "dev", "front"]);
+            let prefix = format!("10.1.{net}.0/24");
+            self.lb.ip(&["route", "add", &prefix, "via", "10.1.0.2"]);
         }
         all
     }

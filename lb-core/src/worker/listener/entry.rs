@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Drivers;
 use super::super::cx::Cx;
 use super::super::local::Local;
+use super::super::ports::{Port, Ports};
 use super::super::report::BindError;
 use super::super::token::{Kind, Token};
 use crate::slab::Key;
@@ -30,12 +32,21 @@ pub(super) const MAX_QUEUED: usize = 65_536;
 pub(super) struct Entry {
     pub(super) local: Rc<Local>,
     pub(super) socket: Option<Rc<OwnedFd>>,
+    /// Held while `socket` is open.
+    port: Option<Port>,
     /// Retry of a failed open, or end of a rest.
     pub(super) timer: Option<TimerId>,
     pub(super) pause: Duration,
     /// The group's source selector is attached.
     pub(super) steered: bool,
     pub(super) resting: bool,
+}
+
+/// The open socket of an entry that ended, for the next one at the same address.
+pub(super) struct Inherited {
+    socket: Rc<OwnedFd>,
+    port: Option<Port>,
+    steered: bool,
 }
 
 /// Moves a timer, or arms it.
@@ -52,6 +63,7 @@ impl Entry {
         Entry {
             local,
             socket: None,
+            port: None,
             timer: None,
             pause: FIRST_RETRY,
             steered: false,
@@ -82,26 +94,32 @@ impl Entry {
     }
 
     /// Opens the socket, unless it is open; a failure is tried again after a pause.
-    pub(super) fn open(&mut self, cx: &mut Cx, key: Key) -> Result<(), BindError> {
+    pub(super) fn open(
+        &mut self,
+        cx: &mut Cx,
+        key: Key,
+        ports: &Arc<Ports>,
+    ) -> Result<(), BindError> {
         if self.socket.is_some() {
             return Ok(());
         }
         let frontend = self.local.key;
         let address = SocketAddr::new(frontend.address, frontend.port.get());
         let token = Token::new(Kind::Listener, key);
-        let opened = match frontend.protocol {
-            Protocol::Tcp => socket::listen_tcp(address),
-            Protocol::Udp => socket::listen_udp(address),
-        };
-        let watched = opened.and_then(|socket| {
+        let opened = ports.enter(frontend).and_then(|port| {
+            let socket = match frontend.protocol {
+                Protocol::Tcp => socket::listen_tcp(address, cx.limits.peer_timeout)?,
+                Protocol::Udp => socket::listen_udp(address)?,
+            };
             let step = "epoll_ctl";
             match cx.watch(socket.as_fd(), token, Interest::READ) {
-                Ok(()) => Ok(socket),
+                Ok(()) => Ok((socket, port)),
                 Err(errno) => Err(socket::ListenError { step, errno }),
             }
         });
-        match watched {
-            Ok(socket) => {
+        match opened {
+            Ok((socket, port)) => {
+                self.port = Some(port);
                 self.hold(Rc::new(socket));
                 cx.counters.listeners.add(1);
                 self.pause = FIRST_RETRY;
@@ -117,10 +135,12 @@ impl Entry {
     }
 
     /// Goes on with the socket of the entry before this one.
-    pub(super) fn adopt(&mut self, cx: &Cx, key: Key, inherited: Option<(Rc<OwnedFd>, bool)>) {
-        let Some((socket, steered)) = inherited else {
-            return;
-        };
+    pub(super) fn adopt(&mut self, cx: &Cx, key: Key, inherited: Inherited) {
+        let Inherited {
+            socket,
+            port,
+            steered,
+        } = inherited;
         // Watched under the old entry's token until now; a change of that cannot fail.
         let _ = cx.rewatch(
             socket.as_fd(),
@@ -128,7 +148,18 @@ impl Entry {
             Interest::READ,
         );
         self.steered = steered;
+        self.port = port;
         self.hold(socket);
+    }
+
+    /// Hands the socket on, if it is open.
+    pub(super) fn bequeath(&mut self) -> Option<Inherited> {
+        let (port, steered) = (self.port.take(), self.steered);
+        self.socket.take().map(|socket| Inherited {
+            socket,
+            port,
+            steered,
+        })
     }
 
     fn hold(&mut self, socket: Rc<OwnedFd>) {
@@ -168,10 +199,12 @@ impl Entry {
         if self.local.key.protocol == Protocol::Tcp {
             self.reset_queued(&listener);
         }
-        // A driver may still hold a copy for the length of its turn.
-        cx.unwatch(listener.as_fd());
         cx.counters.listeners.sub(1);
         drivers.on_frontend_closed(cx, &self.local);
+        // A driver could still hold a copy for the length of its turn.
+        cx.unwatch(listener.as_fd());
+        drop(listener);
+        self.port = None;
     }
 
     fn reset_queued(&self, listener: &OwnedFd) {

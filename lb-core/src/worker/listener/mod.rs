@@ -14,7 +14,7 @@
 mod entry;
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -23,15 +23,16 @@ use super::cx::Cx;
 use super::local::Local;
 use super::report::{ListenerState, WorkerState};
 use super::token::Token;
-use super::{Drivers, Published};
+use super::{Drivers, Ports, Published};
 use crate::slab::{Key, Slab};
 use crate::sys::{filter, socket};
 use crate::table::{Frontend, Protocol, Slot, Table};
 
-use entry::{Entry, MAX_QUEUED};
+use entry::{Entry, Inherited, MAX_QUEUED};
 
 /// Every listener of one worker.
 pub(super) struct Listeners {
+    ports: Arc<Ports>,
     entries: Slab<Entry>,
     slots: HashMap<Slot, Key>,
     target: Arc<Published>,
@@ -45,8 +46,14 @@ pub(super) struct Listeners {
 
 impl Listeners {
     /// No listener yet; everything in `target` is to be looked at.
-    pub(super) fn new(target: Arc<Published>, workers: usize, selector_seed: u32) -> Listeners {
+    pub(super) fn new(
+        target: Arc<Published>,
+        ports: Arc<Ports>,
+        workers: usize,
+        selector_seed: u32,
+    ) -> Listeners {
         Listeners {
+            ports,
             entries: Slab::new(),
             slots: HashMap::new(),
             pending: target.table.iter().map(|(slot, _)| slot).collect(),
@@ -147,7 +154,7 @@ impl Listeners {
         if let Some(frontend) = frontend {
             let key = self.entry_of(slot, frontend);
             if let Some(entry) = self.entries.get_mut(key)
-                && inherited.is_some()
+                && let Some(inherited) = inherited
             {
                 entry.adopt(cx, key, inherited);
             }
@@ -176,7 +183,7 @@ impl Listeners {
         drivers: &mut Drivers,
         key: Key,
         keeps: bool,
-    ) -> Option<(Rc<OwnedFd>, bool)> {
+    ) -> Option<Inherited> {
         let mut entry = self.entries.remove(key)?;
         let slot = entry.local.slot;
         self.slots.remove(&slot);
@@ -190,7 +197,7 @@ impl Listeners {
         if keeps {
             entry.local.set_listener(None);
             drivers.on_frontend_closed(cx, &entry.local);
-            return entry.socket.take().map(|socket| (socket, entry.steered));
+            return entry.bequeath();
         }
         entry.close(cx, drivers);
         None
@@ -209,7 +216,7 @@ impl Listeners {
             entry.close(cx, drivers);
             ListenerState::Closed
         } else {
-            match entry.open(cx, key) {
+            match entry.open(cx, key, &self.ports) {
                 Ok(()) => {
                     let affinity = frontend.policy.affinity.is_some();
                     entry.steer(affinity, self.workers, self.selector_seed);

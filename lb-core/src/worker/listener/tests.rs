@@ -30,7 +30,7 @@ impl Rig {
             tcp: Tcp::new(&cx.limits),
             udp: Udp::new(&cx.limits, &cx.pin_key),
         };
-        let mut listeners = Listeners::new(published(&spec), 1, 0);
+        let mut listeners = Listeners::new(published(&spec), Arc::default(), 1, 0);
         listeners.apply(&mut cx, &mut drivers, 10);
         let rig = Rig {
             cx,

@@ -7,6 +7,7 @@ use super::connection::Connection;
 use super::end::{End, cause};
 use crate::conn::{Cause, Event, Side};
 use crate::slab::Key;
+use crate::stats::ConnectError;
 use crate::sys::epoll::Interest;
 use crate::sys::stream;
 use crate::worker::cx::Cx;
@@ -90,7 +91,7 @@ impl Connection {
         let address = self.claim.as_ref()?.address;
         let end = &mut self.ends[Side::Upstream.index()];
         let result = stream::tcp_socket(address).and_then(|socket| {
-            stream::bound_silence(socket.as_fd())?;
+            stream::bound_silence(socket.as_fd(), cx.limits.peer_timeout)?;
             let token = Token::new(Kind::Upstream, key);
             cx.watch(socket.as_fd(), token, Interest::STREAM)?;
             let done = stream::start_connect(socket.as_fd(), address)?;
@@ -114,7 +115,8 @@ impl Connection {
 
     fn connect_failed(&mut self, cx: &mut Cx, cause: Cause) -> Event {
         drop(self.ends[Side::Upstream.index()].take());
-        self.local.counters.connect_errors.add(1);
+        let reason = ConnectError::from(cause);
+        self.local.counters.connect_failed(reason).add(1);
         match (self.claim.take(), cause) {
             // Ours to answer for, not the backend's.
             (_, Cause::Exhausted) => cx.counters.shed_exhausted.add(1),
@@ -128,6 +130,21 @@ impl Connection {
     pub(super) fn close_upstream(&mut self, cx: &mut Cx) {
         if self.ends[Side::Upstream.index()].socket().is_some() {
             self.connect_failed(cx, Cause::TimedOut);
+        }
+    }
+}
+
+impl From<Cause> for ConnectError {
+    fn from(cause: Cause) -> ConnectError {
+        match cause {
+            Cause::Refused => ConnectError::Refused,
+            // Seen when the RST comes before we have looked at the handshake's end.
+            Cause::Reset | Cause::BrokenPipe => ConnectError::Reset,
+            Cause::TimedOut => ConnectError::Timeout,
+            Cause::Unreachable => ConnectError::Unreachable,
+            Cause::NoPort => ConnectError::PortsExhausted,
+            Cause::Exhausted => ConnectError::DescriptorLimit,
+            Cause::Unexpected => ConnectError::LocalError,
         }
     }
 }

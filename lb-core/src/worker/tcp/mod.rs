@@ -65,6 +65,8 @@ impl Tcp {
     }
 
     fn admit(&mut self, cx: &mut Cx, local: &Rc<Local>, socket: OwnedFd, client: SocketAddr) {
+        #[cfg(feature = "failpoints")]
+        crate::failpoint::accepted();
         let policy = local.policy();
         let timeouts = Timeouts::new(
             policy.connect_timeout,

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::{Driver, SendError, Upstream};
 use crate::flow::{Admission, FlowId, Refusal, Verdict};
-use crate::stats::{CloseReason, DropReason};
+use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::sys::epoll::Interest;
 use crate::sys::udp::{self, Datagram};
 use crate::worker::cx::Cx;
@@ -176,9 +176,9 @@ impl Driver {
                     return Err(DropReason::PortsExhausted);
                 }
                 Err(errno) => match SendError::from(errno) {
-                    SendError::Unreachable => {
+                    SendError::Unreachable(why) => {
                         backend.failed(cx.now);
-                        local.counters.connect_errors.add(1);
+                        local.counters.connect_failed(why).add(1);
                         tried.push(backend.address);
                     }
                     SendError::Lost(reason) => return Err(reason),
@@ -228,8 +228,8 @@ impl Driver {
                     return Ok(());
                 }
                 Err(SendError::Lost(reason)) => return Err(reason),
-                Err(SendError::Unreachable) => {
-                    let left = self.leave(cx, flow);
+                Err(SendError::Unreachable(why)) => {
+                    let left = self.leave(cx, flow, why);
                     let moved = self.relocate(cx, flow, left.backend).is_ok();
                     if !moved {
                         // The only one there is: maybe it is back.
@@ -254,10 +254,10 @@ pub(super) struct Left {
 
 impl Driver {
     /// Notes that the flow's backend has refused, and takes the copy of what it refused.
-    pub(super) fn leave(&mut self, cx: &Cx, flow: FlowId) -> Left {
+    pub(super) fn leave(&mut self, cx: &Cx, flow: FlowId, why: ConnectError) -> Left {
         if let Some(upstream) = self.flows.part(flow) {
             upstream.backend.failed(cx.now);
-            upstream.local.counters.connect_errors.add(1);
+            upstream.local.counters.connect_failed(why).add(1);
         }
         let refused = self.flows.refused(flow);
         Left {

@@ -37,7 +37,7 @@ use super::token::{Kind, Token};
 use crate::balance::HashKey;
 use crate::flow::{self, Closed, Flows, Rules, Timeouts};
 use crate::plane::Limits;
-use crate::stats::{CloseReason, DropReason};
+use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::sys::epoll::Readiness;
 use crate::sys::udp::{BATCH, Batch};
 use crate::time::Time;
@@ -265,7 +265,7 @@ impl Rules for Local {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SendError {
     /// The backend cannot be reached: another one might.
-    Unreachable,
+    Unreachable(ConnectError),
     /// The datagram is lost, and another backend would not change that.
     Lost(DropReason),
 }
@@ -273,14 +273,14 @@ enum SendError {
 impl From<Errno> for SendError {
     fn from(errno: Errno) -> SendError {
         match errno {
+            Errno::CONNREFUSED => SendError::Unreachable(ConnectError::Refused),
             // EPERM and EACCES: a firewall or a prohibited route of ours on the way to it.
-            Errno::CONNREFUSED
-            | Errno::HOSTUNREACH
+            Errno::HOSTUNREACH
             | Errno::NETUNREACH
             | Errno::HOSTDOWN
             | Errno::NETDOWN
             | Errno::PERM
-            | Errno::ACCESS => SendError::Unreachable,
+            | Errno::ACCESS => SendError::Unreachable(ConnectError::Unreachable),
             Errno::MSGSIZE => SendError::Lost(DropReason::TooLarge),
             Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => {
                 SendError::Lost(DropReason::SendBufferFull)

@@ -100,7 +100,7 @@ impl Outbox {
                 Err(errno) => {
                     let reason = match SendError::from(errno) {
                         SendError::Lost(reason) => reason,
-                        SendError::Unreachable => DropReason::SendFailed,
+                        SendError::Unreachable(_) => DropReason::SendFailed,
                     };
                     envelope.local.counters.dropped(reason).add(1);
                     done += 1;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::rig::{Rig, active, client};
 use crate::plane::Limits;
-use crate::stats::{CloseReason, DropReason};
+use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::table::{BackendState, SourceRanges};
 
 fn rig() -> Rig {
@@ -120,7 +120,8 @@ fn the_first_datagram_to_a_dead_backend_is_answered_once_by_another() {
         let expected: Vec<Vec<u8>> = (0..20).map(|n| vec![n]).collect();
         assert_eq!(rig.backends[0].payloads(), expected);
         let local = rig.local(vip);
-        assert!(local.counters.connect_errors.value() > 0);
+        let refused = local.counters.connect_failed(ConnectError::Refused);
+        assert!(refused.value() > 0);
         assert_eq!(rig.dropped(vip, DropReason::Refused), 0);
     }
 }
@@ -157,7 +158,9 @@ fn a_send_that_reports_an_earlier_refusal_goes_after_the_kept_copy_in_order() {
     assert_eq!(rig.receive(&client).1, b"one");
     assert_eq!(rig.receive(&client).1, b"two");
     assert_eq!(rig.backends[0].payloads(), [b"one", b"two"]);
-    assert_eq!(rig.local(vip).counters.connect_errors.value(), 1);
+    let local = rig.local(vip);
+    let refused = local.counters.connect_failed(ConnectError::Refused);
+    assert_eq!(refused.value(), 1);
 }
 
 #[test]

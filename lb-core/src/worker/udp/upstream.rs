@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::{Driver, SendError};
 use crate::flow::{FlowId, Rules};
-use crate::stats::{CloseReason, DropReason};
+use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::worker::cx::Cx;
 
 /// Datagrams that one event of a flow takes.
@@ -29,7 +29,7 @@ impl Driver {
                 Ok(_) => return self.answer(cx, flow),
                 Err(Errno::AGAIN) => return,
                 Err(errno) => match SendError::from(errno) {
-                    SendError::Unreachable => self.on_refusal(cx, flow),
+                    SendError::Unreachable(why) => self.on_refusal(cx, flow, why),
                     // Consumed; what lies behind it is still to be read.
                     SendError::Lost(_) => {}
                 },
@@ -59,8 +59,8 @@ impl Driver {
 
     /// The backend refused what was sent before. With a copy of it, another backend gets that
     /// now; without, the flow moves at its next datagram.
-    fn on_refusal(&mut self, cx: &mut Cx, flow: FlowId) {
-        let left = self.leave(cx, flow);
+    fn on_refusal(&mut self, cx: &mut Cx, flow: FlowId, why: ConnectError) {
+        let left = self.leave(cx, flow, why);
         match left.payload {
             Some(copy) if self.relocate(cx, flow, left.backend).is_ok() => {
                 self.send_copy(cx, flow, &copy);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::harness::*;
-use crate::stats::CloseReason;
+use crate::stats::{CloseReason, ConnectError};
 use crate::table::{Policy, Slot, SourceRanges};
 use crate::worker::local::Local;
 use crate::worker::tcp::Tcp;
@@ -38,7 +38,7 @@ fn a_refusal_goes_to_the_next_at_once() {
         }
         proxy.settle_as(CloseReason::Finished, 20);
         // Marked after their first refusal, they are passed over.
-        assert_eq!(proxy.counters.connect_errors.value(), 3);
+        assert_eq!(proxy.connect_errors(), [(ConnectError::Refused, 3)]);
         drop(held);
     }
 }
@@ -57,7 +57,7 @@ fn a_black_hole_costs_one_try() {
         waits.iter().all(|w| *w < Duration::from_millis(600)),
         "{waits:?}"
     );
-    assert_eq!(proxy.counters.connect_errors.value(), 1);
+    assert_eq!(proxy.connect_errors(), [(ConnectError::Timeout, 1)]);
     proxy.settle_as(CloseReason::Finished, 6);
 }
 
@@ -69,7 +69,8 @@ fn refused_everywhere_is_a_reset_at_once() {
     same(&read_to_reset(&mut proxy.connect()), b"");
     assert!(start.elapsed() < Duration::from_millis(200));
     proxy.settle_as(CloseReason::ConnectFailed, 1);
-    assert_eq!(proxy.counters.connect_errors.value(), 6, "two rounds");
+    let twice = [(ConnectError::Refused, 6)];
+    assert_eq!(proxy.connect_errors(), twice, "two rounds");
 }
 
 #[test]
@@ -90,7 +91,8 @@ fn black_holes_everywhere_end_with_the_budget() {
     );
     assert!(took < Duration::from_millis(500), "gave up late: {took:?}");
     proxy.settle_as(CloseReason::ConnectFailed, 1);
-    assert!(proxy.counters.connect_errors.value() >= 4);
+    let tries = proxy.counters.connect_failed(ConnectError::Timeout);
+    assert!(tries.value() >= 4);
 }
 
 #[test]
@@ -159,7 +161,15 @@ fn a_handshake_that_ended_in_time_is_no_timeout_however_late_the_worker_is() {
     cx.now = cx.now + Duration::from_secs(1);
     let token = cx.timers.pop(cx.now).expect("the timer of the try");
     tcp.on_timer(&mut cx, token);
-    assert_eq!(local.counters.connect_errors.value(), 0);
+    assert_eq!(
+        local
+            .counters
+            .connect_errors
+            .iter()
+            .map(|c| c.value())
+            .sum::<u64>(),
+        0
+    );
     assert_eq!(local.counters.connections_active.value(), 1);
     assert_eq!(cx.timers.len(), 1, "that of an idle connection");
     tcp.cut(&mut cx);

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::harness::*;
-use crate::stats::CloseReason;
+use crate::stats::{CloseReason, ConnectError};
 use crate::table::Policy;
 
 const MANY: usize = 8 << 20;
@@ -182,7 +182,7 @@ fn a_client_that_resets_before_it_is_connected_ends_the_dialling() {
     let start = Instant::now();
     proxy.settle_as(CloseReason::DownstreamReset, 1);
     assert!(start.elapsed() < Duration::from_secs(2));
-    assert_eq!(proxy.counters.connect_errors.value(), 0);
+    assert_eq!(proxy.connect_errors(), []);
 }
 
 /// Every other connection tries the backend that never answers, and meanwhile the client is gone.
@@ -200,7 +200,7 @@ fn what_a_client_sent_before_it_reset_arrives_though_it_was_not_connected_yet() 
         same(&read_to_reset(&mut server), b"fire and forget");
     }
     proxy.settle_as(CloseReason::DownstreamReset, 2);
-    assert_eq!(proxy.counters.connect_errors.value(), 1);
+    assert_eq!(proxy.connect_errors(), [(ConnectError::Timeout, 1)]);
 }
 
 #[test]

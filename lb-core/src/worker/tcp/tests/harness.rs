@@ -16,7 +16,7 @@ use socket2::SockRef;
 use crate::balance::{Algorithm, HashKey};
 use crate::plane::Limits;
 use crate::slab::Key;
-use crate::stats::{CloseReason, FrontendCounters, WorkerCounters};
+use crate::stats::{CloseReason, ConnectError, FrontendCounters, WorkerCounters};
 use crate::sys::clock;
 use crate::sys::epoll::{Events, Interest, Poller};
 use crate::sys::eventfd::Wake;
@@ -75,7 +75,7 @@ impl Proxy {
         let at_most = Arc::clone(&most);
         let flags = (Arc::clone(&wake), Arc::clone(&cut), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
-            let listener = listen_tcp(SocketAddr::new(at, 0)).expect("a listener");
+            let listener = listen_tcp(SocketAddr::new(at, 0), PATIENCE).expect("a listener");
             let address = local_address(&listener);
             let frontend = frontend(address, &backends, policy);
             let mut worker = Worker::new(&frontend, at_most);
@@ -116,6 +116,14 @@ impl Proxy {
 
     pub(super) fn closed(&self, reason: CloseReason) -> u64 {
         self.counters.closed(reason).value()
+    }
+
+    /// The failed tries to connect: each reason that there was, and how often.
+    pub(super) fn connect_errors(&self) -> Vec<(ConnectError, u64)> {
+        let all = ConnectError::ALL.iter();
+        all.map(|reason| (*reason, self.counters.connect_failed(*reason).value()))
+            .filter(|(_, n)| *n > 0)
+            .collect()
     }
 
     /// Waits until every connection has ended, and checks that each was counted and left nothing.
