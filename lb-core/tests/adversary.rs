@@ -130,7 +130,7 @@ fn print_totals(rig: &Rig, spec: &FrontendSpec) {
         .map(|r| (r.label(), totals.closed(*r)));
     let ended: Vec<_> = ended.filter(|(_, n)| *n > 0).collect();
     println!(
-        "the first frontend: {ended:?}, {} failed dials",
+        "the first frontend: {ended:?}, failed dials {:?}",
         totals.connect_errors
     );
 }
