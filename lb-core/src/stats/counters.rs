@@ -130,6 +130,8 @@ pub struct WorkerCounters {
     pub flows_active: Counter,
     /// Descriptors that connections and flows hold now.
     pub descriptors: Counter,
+    /// Those of them that flows hold.
+    pub flow_descriptors: Counter,
     /// Connections shed because the descriptor budget was spent.
     pub shed_budget: Counter,
     /// Connections shed because accept said EMFILE or ENFILE.

@@ -3,6 +3,10 @@
 //! All workers share one allowance. Each publishes what it holds (its counter, one writer), reads
 //! the others' once a turn, and takes at most an even share of what is left in that turn: no
 //! atomic read-modify-write, and an overdraft small enough for the reserve.
+//!
+//! Neither kind of traffic may have it all, or a flood of datagrams at one frontend would close
+//! every TCP port, and idle connections every UDP one: flows stop at [`Use::Flow`]'s share,
+//! connections at [`Use::Connection`]'s.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -13,8 +17,36 @@ use super::local::Local;
 use crate::stats::{CloseReason, WorkerCounters};
 use crate::sys::socket;
 
-/// Descriptors that a TCP connection holds: the client's socket and the backend's.
-pub(crate) const PER_CONNECTION: u64 = 2;
+/// What descriptors are held for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// A TCP connection: the client's socket and the backend's.
+    Connection,
+    /// A UDP flow: the backend's socket.
+    Flow,
+}
+
+impl Use {
+    /// How many one holds.
+    pub(crate) const fn count(self) -> u64 {
+        match self {
+            Use::Connection => 2,
+            Use::Flow => 1,
+        }
+    }
+
+    /// What all of a kind may hold, in percent of the allowance. Connections are the larger part
+    /// of what a load balancer holds, and cannot be shed once they live; a flood of flows can.
+    const fn percent(self) -> u64 {
+        match self {
+            Use::Connection => 95,
+            Use::Flow => 60,
+        }
+    }
+
+    const ALL: [Use; 2] = [Use::Connection, Use::Flow];
+}
+
 /// Errors in a row of which each may mean that this caller is gone and the next is well. After so
 /// many it is the listener that is not.
 const MAX_ABORTED: usize = 64;
@@ -22,7 +54,7 @@ const MAX_ABORTED: usize = 64;
 /// What [`Descriptors::accept`] found.
 #[derive(Debug)]
 pub(crate) enum Accepted {
-    /// A connection; [`PER_CONNECTION`] are taken from the budget, to be given back at its end.
+    /// A connection; what it holds is taken from the budget, to be given back at its end.
     /// It counts as opened.
     Connection(OwnedFd, std::net::SocketAddr),
     /// One that there was no room for: accepted, reset and counted.
@@ -41,6 +73,8 @@ pub(crate) struct Descriptors {
     allowance: u64,
     /// What we may still take in this turn.
     room: u64,
+    /// And of that for each use, in the order of [`Use::ALL`].
+    share: [u64; 2],
     /// Held so that it can be let go when there is no other: the only way to take a caller off
     /// the queue and tell him, once the process may open nothing more.
     reserve: Option<OwnedFd>,
@@ -58,6 +92,7 @@ impl Descriptors {
             own,
             allowance: 0,
             room: 0,
+            share: [0; 2],
             reserve: Some(socket::placeholder()?),
             exhausted: false,
         })
@@ -71,31 +106,59 @@ impl Descriptors {
     /// At the start of a turn: sees what the others hold.
     pub(super) fn begin_turn(&mut self) {
         let held: u64 = self.workers.iter().map(|w| w.descriptors.value()).sum();
-        let left = self.allowance.saturating_sub(held);
-        // Rounded up, so that the last ones are not out of everyone's reach.
-        self.room = left.div_ceil(self.workers.len().max(1) as u64);
-        if left >= PER_CONNECTION {
-            self.room = self.room.max(PER_CONNECTION);
-        }
+        let flows: u64 = self
+            .workers
+            .iter()
+            .map(|w| w.flow_descriptors.value())
+            .sum();
+        self.room = self.even(self.allowance.saturating_sub(held));
+        self.share = Use::ALL.map(|kind| {
+            let held = match kind {
+                Use::Connection => held.saturating_sub(flows),
+                Use::Flow => flows,
+            };
+            // Rounded up: with a handful of descriptors each kind has at least one.
+            let most = (self.allowance * kind.percent()).div_ceil(100);
+            self.even(most.saturating_sub(held))
+        });
         if self.reserve.is_none() {
             self.reserve = socket::placeholder().ok();
         }
     }
 
-    /// Takes `n` for sockets about to be opened; false if there is no room for them.
-    pub(crate) fn take(&mut self, n: u64) -> bool {
-        if self.room < n {
+    /// Our part of `left`: rounded up, so that the last ones are not out of everyone's reach.
+    fn even(&self, left: u64) -> u64 {
+        let part = left.div_ceil(self.workers.len().max(1) as u64);
+        let least = Use::Connection.count();
+        if left >= least { part.max(least) } else { part }
+    }
+
+    /// Takes what one of `kind` holds, for sockets about to be opened; false if there is no room.
+    pub(crate) fn take(&mut self, kind: Use) -> bool {
+        let n = kind.count();
+        if self.room < n || self.share[kind as usize] < n {
             return false;
         }
         self.room -= n;
-        self.workers[self.own].descriptors.add(n);
+        self.share[kind as usize] -= n;
+        let counters = &self.workers[self.own];
+        counters.descriptors.add(n);
+        if kind == Use::Flow {
+            counters.flow_descriptors.add(n);
+        }
         true
     }
 
-    /// Gives back `n` that are closed.
-    pub(crate) fn give(&mut self, n: u64) {
+    /// Gives back what one of `kind` held: its sockets are closed.
+    pub(crate) fn give(&mut self, kind: Use) {
+        let n = kind.count();
         self.room += n;
-        self.workers[self.own].descriptors.sub(n);
+        self.share[kind as usize] += n;
+        let counters = &self.workers[self.own];
+        counters.descriptors.sub(n);
+        if kind == Use::Flow {
+            counters.flow_descriptors.sub(n);
+        }
     }
 
     /// The next connection at `listener`, if there is room for it. Past the budget, or the
@@ -117,7 +180,7 @@ impl Descriptors {
 
     fn admit(&mut self, local: &Local, socket: OwnedFd, client: std::net::SocketAddr) -> Accepted {
         local.counters.connections_opened.add(1);
-        if self.take(PER_CONNECTION) {
+        if self.take(Use::Connection) {
             return Accepted::Connection(socket, client);
         }
         local.counters.closed(CloseReason::DescriptorLimit).add(1);
@@ -188,27 +251,34 @@ mod tests {
         fn the_allowance_holds(
             n in 1usize..5,
             allowance in 0u64..60,
-            steps in prop::collection::vec((any::<u8>(), 0u8..4, 1u64..3), 1..200),
+            steps in prop::collection::vec((any::<u8>(), 0u8..4, any::<bool>()), 1..200),
         ) {
             let mut workers = workers(n, allowance);
-            let mut held = vec![0; n];
-            for (who, what, amount) in steps {
+            let mut held = vec![[0u64; 2]; n];
+            for (who, what, flow) in steps {
                 let who = usize::from(who) % n;
+                let kind = if flow { Use::Flow } else { Use::Connection };
+                let of_kind = kind as usize;
                 match what {
                     // Every turn begins with this; all workers' are in step here.
                     0 => workers.iter_mut().for_each(Descriptors::begin_turn),
-                    1 if held[who] >= amount => {
-                        workers[who].give(amount);
-                        held[who] -= amount;
+                    1 if held[who][of_kind] > 0 => {
+                        workers[who].give(kind);
+                        held[who][of_kind] -= kind.count();
                     }
                     _ => {
-                        if workers[who].take(amount) {
-                            held[who] += amount;
+                        if workers[who].take(kind) {
+                            held[who][of_kind] += kind.count();
                         }
                     }
                 }
-                let total: u64 = held.iter().sum();
-                prop_assert!(total <= allowance + PER_CONNECTION * n as u64);
+                let overdraft = Use::Connection.count() * n as u64;
+                let total: u64 = held.iter().flatten().sum();
+                prop_assert!(total <= allowance + overdraft);
+                for kind in Use::ALL {
+                    let total: u64 = held.iter().map(|h| h[kind as usize]).sum();
+                    prop_assert!(total <= (allowance * kind.percent()).div_ceil(100) + overdraft);
+                }
             }
         }
     }
@@ -220,19 +290,41 @@ mod tests {
         let mut held = 0;
         while held < 1_001 {
             workers[2].begin_turn();
-            while workers[2].take(1) {
+            while workers[2].take(Use::Flow) {
                 held += 1;
             }
+            while workers[2].take(Use::Connection) {
+                held += 2;
+            }
             turns += 1;
-            assert!(turns < 40, "{held} after {turns} turns");
+            assert!(turns < 60, "{held} after {turns} turns");
         }
-        workers[2].begin_turn();
-        assert!(!workers[2].take(1));
+        for full in [2, 0] {
+            workers[full].begin_turn();
+            assert!(!workers[full].take(Use::Flow) && !workers[full].take(Use::Connection));
+        }
+        workers[2].give(Use::Connection);
         workers[0].begin_turn();
-        assert!(!workers[0].take(1));
-        workers[2].give(2);
-        workers[0].begin_turn();
-        assert!(workers[0].take(2), "the last ones are out of reach");
+        assert!(
+            workers[0].take(Use::Connection),
+            "the last ones are out of reach"
+        );
+    }
+
+    #[test]
+    fn neither_kind_of_traffic_can_have_it_all() {
+        for (greedy, other) in [(Use::Flow, Use::Connection), (Use::Connection, Use::Flow)] {
+            let mut worker = workers(1, 1_000).remove(0);
+            let mut held = 0;
+            for _ in 0..20 {
+                worker.begin_turn();
+                while worker.take(greedy) {
+                    held += greedy.count();
+                }
+            }
+            assert_eq!(held, 10 * greedy.percent());
+            assert!(worker.take(other), "{greedy:?} left nothing for {other:?}");
+        }
     }
 
     #[test]
@@ -267,7 +359,7 @@ mod tests {
         let mut callers: Vec<_> = (0..3)
             .map(|_| TcpStream::connect(address).expect("it listens"))
             .collect();
-        let mut worker = workers(1, 2 * PER_CONNECTION + 1).remove(0);
+        let mut worker = workers(1, 5).remove(0);
         worker.begin_turn();
         let mut accept = || worker.accept(&local, listener.as_fd());
         let (first, second) = (accept(), accept());
@@ -285,6 +377,6 @@ mod tests {
             1
         );
         assert_eq!(worker.workers[0].shed_budget.value(), 1);
-        assert_eq!(worker.workers[0].descriptors.value(), 2 * PER_CONNECTION);
+        assert_eq!(worker.workers[0].descriptors.value(), 4);
     }
 }

@@ -21,7 +21,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::cx::Cx;
-use super::descriptors::{Accepted, PER_CONNECTION};
+use super::descriptors::{Accepted, Use};
 use super::local::Local;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
@@ -168,7 +168,7 @@ impl Tcp {
                 counters.closed(reason).add(1);
                 counters.connections_active.sub(1);
                 cx.counters.connections_active.sub(1);
-                cx.descriptors.give(PER_CONNECTION);
+                cx.descriptors.give(Use::Connection);
                 self.connections.remove(key);
             }
         }

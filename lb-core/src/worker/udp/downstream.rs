@@ -12,6 +12,7 @@ use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::sys::epoll::Interest;
 use crate::sys::udp::{self, Datagram};
 use crate::worker::cx::Cx;
+use crate::worker::descriptors::Use;
 use crate::worker::local::Local;
 use crate::worker::token::{Kind, Token};
 
@@ -102,13 +103,13 @@ impl Driver {
         client: SocketAddr,
         admission: Admission,
     ) -> Result<FlowId, DropReason> {
-        if !(cx.descriptors.take(1) || self.shed(cx) && cx.descriptors.take(1)) {
+        if !(cx.descriptors.take(Use::Flow) || self.shed(cx) && cx.descriptors.take(Use::Flow)) {
             return Err(DropReason::DescriptorLimit);
         }
         let upstream = match self.dial(cx, local, client, None) {
             Ok(upstream) => upstream,
             Err(reason) => {
-                cx.descriptors.give(1);
+                cx.descriptors.give(Use::Flow);
                 return Err(reason);
             }
         };

@@ -42,6 +42,7 @@ use crate::sys::epoll::Readiness;
 use crate::sys::udp::{BATCH, Batch};
 use crate::time::Time;
 use crate::timer::TimerId;
+use crate::worker::descriptors::Use;
 
 use outbox::Outbox;
 
@@ -185,7 +186,7 @@ impl Driver {
         counters.closed(reason).add(1);
         cx.counters.flows_active.sub(1);
         drop(closed);
-        cx.descriptors.give(1);
+        cx.descriptors.give(Use::Flow);
     }
 
     /// Ends flows of closed frontends, a bounded number of them. It may take several turns, for
