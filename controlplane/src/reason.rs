@@ -320,58 +320,67 @@ pub enum Reason {
     HeldByDeletionGuard,
 }
 
-impl Reason {
-    /// The stable code: the variant's name.
-    pub fn code(&self) -> &'static str {
-        macro_rules! codes {
-            ($($name:ident),* $(,)?) => { match self { $(Reason::$name { .. } => stringify!($name)),* } };
-        }
-        codes!(
-            NotALoadBalancer,
-            ForeignClass,
-            Ignored,
-            Deleting,
-            ForeignServiceProxy,
-            NotSupported,
-            NoPorts,
-            NoNodePort,
-            PortProtocolNotSupported,
-            DuplicatePort,
-            BadSourceRange,
-            FamilyDenied,
-            BadAnnotation,
-            AnnotationIgnored,
-            BadAddressRequest,
-            ConflictingRequest,
-            EndpointRefused,
-            MoreEndpointsRefused,
-            PortNameMismatch,
-            NoUsableEndpoint,
-            OnlyTerminatingEndpoints,
-            CrossFamily,
-            ClientAddressNotKept,
-            NoPool,
-            PoolExhausted,
-            UnknownPool,
-            AddressNotInPool,
-            AddressTaken,
-            AddressOutsidePools,
-            RequestedFamily,
-            SharingRefused,
-            FrontendTaken,
-            FrontendInvalid,
-            MaglevPoolTooLarge,
-            AddressNotAdded,
-            NotListening,
-            DescriptorLimit,
-            StaleObject,
-            Malformed,
-            DuplicateObject,
-            Restored,
-            HeldByDeletionGuard,
-        )
-    }
+/// The code of each variant, and the list of them: one text, so that they cannot differ.
+macro_rules! codes {
+    ($($name:ident),* $(,)?) => {
+        impl Reason {
+            /// Every code, in the order of the variants.
+            pub const CODES: &'static [&'static str] = &[$(stringify!($name)),*];
 
+            /// The stable code: the variant's name.
+            pub fn code(&self) -> &'static str {
+                match self { $(Reason::$name { .. } => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+codes!(
+    NotALoadBalancer,
+    ForeignClass,
+    Ignored,
+    Deleting,
+    ForeignServiceProxy,
+    NotSupported,
+    NoPorts,
+    NoNodePort,
+    PortProtocolNotSupported,
+    DuplicatePort,
+    BadSourceRange,
+    FamilyDenied,
+    BadAnnotation,
+    AnnotationIgnored,
+    BadAddressRequest,
+    ConflictingRequest,
+    EndpointRefused,
+    MoreEndpointsRefused,
+    PortNameMismatch,
+    NoUsableEndpoint,
+    OnlyTerminatingEndpoints,
+    CrossFamily,
+    ClientAddressNotKept,
+    NoPool,
+    PoolExhausted,
+    UnknownPool,
+    AddressNotInPool,
+    AddressTaken,
+    AddressOutsidePools,
+    RequestedFamily,
+    SharingRefused,
+    FrontendTaken,
+    FrontendInvalid,
+    MaglevPoolTooLarge,
+    AddressNotAdded,
+    NotListening,
+    DescriptorLimit,
+    StaleObject,
+    Malformed,
+    DuplicateObject,
+    Restored,
+    HeldByDeletionGuard,
+);
+
+impl Reason {
     /// What it does to traffic.
     pub fn severity(&self) -> Severity {
         use Reason::*;
@@ -419,5 +428,20 @@ impl Reason {
             | Restored
             | HeldByDeletionGuard => Severity::Note,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_listed_once() {
+        let reason = Reason::ClientAddressNotKept;
+        assert!(Reason::CODES.contains(&reason.code()));
+        let mut codes = Reason::CODES.to_vec();
+        codes.sort_unstable();
+        codes.dedup();
+        assert_eq!(codes.len(), Reason::CODES.len());
     }
 }

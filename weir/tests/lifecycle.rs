@@ -101,7 +101,7 @@ fn a_storm_of_sighup_harms_nothing() {
         std::thread::sleep(Duration::from_millis(5));
     }
     let (ok, errors) = load.finish();
-    assert!(errors.is_empty() && ok > 100, "{ok} {errors:?}");
+    assert!(errors.is_empty() && ok > 20, "{ok} {errors:?}");
     weir.wait_state(&svc, "serving");
 }
 

@@ -71,14 +71,12 @@ impl Net {
     #[track_caller]
     pub fn nft(&self, script: &str) {
         let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(
-            file.path(),
-            script
-                .replace("; }", ";\n}")
-                .replace("} }", "}\n}")
-                .replace("} chain", "}\nchain"),
-        )
-        .unwrap();
+        // One statement a line, as its grammar wants.
+        let lines = script
+            .replace('{', "{\n")
+            .replace('}', "\n}\n")
+            .replace(';', "\n");
+        std::fs::write(file.path(), lines).unwrap();
         self.exec("nft", &["-f", file.path().to_str().unwrap()]);
     }
 

@@ -91,16 +91,20 @@ impl Weir {
 
     #[track_caller]
     pub fn wait_state(&self, service: &Service, state: &str) {
-        let mut last = Value::Null;
         let deadline = std::time::Instant::now() + SOON;
-        while std::time::Instant::now() < deadline {
-            last = self.service(service).unwrap_or(Value::Null);
+        loop {
+            let last = self.service(service).unwrap_or(Value::Null);
             if last["state"] == state {
                 return;
             }
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{} is not {state}: {last:#}\n{}",
+                service.name,
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("{} is not {state}: {last:#}\n{}", service.name, self.log());
     }
 
     /// Waits until its entry in the admin API satisfies `holds`; the entry.
