@@ -10,7 +10,7 @@ use std::process::Command;
 use admin_api::metrics::{Page, plane};
 use controlplane::annotations::{Known, TABLE};
 use controlplane::reason::Reason;
-use lb_core::stats::{CloseReason, DropReason, Snapshot, WorkerTotals};
+use lb_core::stats::{CloseReason, ConnectError, DropReason, Snapshot, WorkerTotals};
 use serde_json::Value;
 
 type Names = BTreeSet<String>;
@@ -107,6 +107,9 @@ fn every_code_has_its_row_and_no_other_has() {
     );
     let drop = names(DropReason::ALL.iter().map(|reason| reason.label()));
     same("DropReason", &named(&section(&text, "DropReason")), &drop);
+    let connect = names(ConnectError::ALL.iter().map(|reason| reason.label()));
+    let documented = named(&section(&text, "ConnectError"));
+    same("ConnectError", &documented, &connect);
 
     let source = read("lb-core/src/worker/report.rs");
     let (_, body) = source.split_once("pub enum BindError {").unwrap();
