@@ -61,7 +61,7 @@ fn k5_bad_files_keep_their_last_good_content_and_say_where() {
     ];
     for (what, text, mentions) in &bad {
         weir.write(file, text);
-        let complaint = support::eventually_some(&format!("{what} is reported"), SOON, || {
+        let complaint = eventually_some(&format!("{what} is reported"), SOON, || {
             let (_, body) = weir.get("/readyz?verbose");
             body.lines().find(|l| l.contains(file)).map(str::to_owned)
         });
@@ -262,7 +262,7 @@ fn k8_any_order_of_files_converges() {
     assert_eq!(weir.addresses(&bare), [vip.ip()]);
     // Duplicates name both files; the first by name is used.
     weir.write("zz-copy.yaml", &service("order").tcp(81).yaml());
-    let (_, body) = support::eventually_some("the duplicate is reported", SOON, || {
+    let (_, body) = eventually_some("the duplicate is reported", SOON, || {
         Some(weir.get("/readyz?verbose")).filter(|(_, body)| body.contains("zz-copy.yaml"))
     });
     assert!(body.contains("default.order.yaml"), "{body}");
@@ -377,7 +377,7 @@ fn k19_the_oldest_wins_a_conflict_and_sharing_needs_both() {
         "never another address instead"
     );
     // Sharing: one side alone is not enough, equal ports are not possible, both with other ports are.
-    let share = |svc: support::manifest::Service| svc.annotation("weir.dev/allow-shared-ip", "key");
+    let share = |svc: manifest::Service| svc.annotation("weir.dev/allow-shared-ip", "key");
     let third = share(ask_for("third", "2026-02-01T00:00:00Z", 81));
     weir.apply(&third);
     weir.wait_service(&third, "is refused", |s| s["state"] == "pending");

@@ -124,10 +124,9 @@ impl Weir {
     #[track_caller]
     pub fn wait_reason(&self, service: &Service, code: &str) -> String {
         let mut message = String::new();
-        let mut last = Value::Null;
         let deadline = std::time::Instant::now() + SOON;
         while message.is_empty() {
-            last = self.service(service).unwrap_or(Value::Null);
+            let last = self.service(service).unwrap_or(Value::Null);
             for reason in last["reasons"].as_array().into_iter().flatten() {
                 if reason["code"] == code {
                     message = reason["message"].as_str().unwrap().to_owned();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::rig::{Rig, active, client};
 use crate::plane::Limits;
 use crate::stats::{CloseReason, ConnectError, DropReason};
-use crate::table::{BackendState, SourceRanges};
+use crate::table::{Backend, BackendState, SourceRanges};
 
 fn rig() -> Rig {
     Rig::new(Limits::default())
@@ -223,6 +223,42 @@ fn a_send_that_reports_the_refusal_of_the_only_backend_is_repeated_once() {
     rig.read(vip);
     assert_eq!(rig.receive(&client).1, b"two");
     assert_eq!(rig.dropped(vip, DropReason::Refused), 1);
+}
+
+#[test]
+fn a_flow_that_stayed_with_its_only_backend_is_not_moved_by_the_old_refusal() {
+    for told_by_send in [false, true] {
+        let mut rig = rig();
+        let only = rig.echo("127.0.0.1:0");
+        let vip = rig.frontend("127.0.0.1", &[only]);
+        let client = client("127.0.0.1");
+        // Nothing is answered: no reply tells that all is well again.
+        client.send_to(b"silent one", vip).expect("send");
+        rig.until("delivered", |rig| rig.backend(only).got.len() == 1);
+        rig.kill(only);
+        client.send_to(b"silent lost", vip).expect("send");
+        match told_by_send {
+            true => rig.read(vip),
+            false => rig.until("told", |rig| rig.dropped(vip, DropReason::Refused) == 1),
+        }
+        rig.echo(&only.to_string());
+        client.send_to(b"silent two", vip).expect("send");
+        rig.read(vip);
+        rig.until("delivered", |rig| rig.backend(only).got.len() == 1);
+        assert_eq!(rig.dropped(vip, DropReason::Refused), 1);
+        // One that all but every new flow would go to.
+        let other = rig.echo("127.0.0.1:0");
+        rig.change(vip, |spec| {
+            let weight = u16::MAX;
+            let heavy = active(other);
+            spec.backends.push(Backend { weight, ..heavy });
+        });
+        client.send_to(b"silent three", vip).expect("send");
+        rig.until("delivered", |rig| {
+            rig.backend(only).got.len() + rig.backend(other).got.len() == 2
+        });
+        assert_eq!(rig.backend(only).got.len(), 2, "by send: {told_by_send}");
+    }
 }
 
 #[test]
