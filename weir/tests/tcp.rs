@@ -11,7 +11,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use support::manifest::{self, ready, service, terminating};
+use support::manifest::{ready, service, terminating};
 use support::net::{pod_v4, pod_v6};
 use support::traffic::*;
 use support::*;
@@ -874,7 +874,7 @@ fn t15_removing_an_endpoint_cuts_nothing() {
     let vip = one_pod(&weir, "remove", false, false, 80);
     let mut live = connect(&lab.client, vip).unwrap();
     assert_eq!(read_name(&mut live).unwrap(), "one");
-    let mut without = manifest::service("remove")
+    let mut without = service("remove")
         .spec("ipFamilies: [IPv4]")
         .tcp(80)
         .endpoints([pod_v4(1)], 80);

@@ -337,10 +337,10 @@ fn u11_replies_leave_from_the_address_that_was_asked() {
             .udp(53)
             .endpoints([pod_v4(0)], 53);
         let mut svc = svc;
-        svc.slices.push(support::manifest::Slice {
+        svc.slices.push(manifest::Slice {
             family: "IPv6",
             ports: svc.slices[0].ports.clone(),
-            endpoints: vec![support::manifest::ready(&pod_v6(0).to_string())],
+            endpoints: vec![manifest::ready(&pod_v6(0).to_string())],
         });
         vips.extend(weir.serve(&svc));
     }
