@@ -150,6 +150,104 @@ fn what_a_killed_process_left_is_taken_over_or_cleaned() {
     });
 }
 
+/// Everything that happens to the addresses of a namespace, from now on.
+struct Watch {
+    process: std::process::Child,
+    text: tempfile::NamedTempFile,
+}
+
+impl Watch {
+    fn new(lab: &Lab) -> Watch {
+        let text = tempfile::NamedTempFile::new().unwrap();
+        let process = lab
+            .lb
+            .command("ip")
+            .args(["-o", "monitor", "address"])
+            .stdout(text.reopen().unwrap())
+            .spawn()
+            .unwrap();
+        let watch = Watch { process, text };
+        // It listens once it tells of an address that comes and goes.
+        eventually("the watch sees", SOON, || {
+            let probe = ["192.0.2.77/32", "dev", "lo"];
+            lab.lb.ip(&[&["addr", "add"], &probe[..]].concat());
+            lab.lb.ip(&[&["addr", "del"], &probe[..]].concat());
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            watch.about("192.0.2.77").len() > 1
+        });
+        watch
+    }
+
+    fn about(&self, address: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.text.path()).unwrap();
+        let lines = text.lines().filter(|line| {
+            line.split_whitespace()
+                .any(|word| word.split('/').next() == Some(address))
+        });
+        lines.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn two_appliances_in_one_namespace_leave_each_other_alone() {
+    if skip("addresses of two") {
+        return;
+    }
+    let lab = Lab::new();
+    let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
+    let pool = |range: &'static str| Weir::prepare().args(["--pool", range]);
+    let one = pool("10.1.0.64/28").launch(&lab.lb);
+    let svc = service("web").tcp(80).endpoints([pod_v4(0)], 80);
+    let vip = one.serve(&svc)[0].to_string();
+    assert!(has(&lab, "front", &vip));
+    let watch = Watch::new(&lab);
+
+    let other = service("other").tcp(80).endpoints([pod_v4(0)], 80);
+    let two = pool("10.1.0.80/28").launch(&lab.lb);
+    let theirs = two.serve(&other)[0].to_string();
+    // Stopped in order, and killed: each start judges what it finds.
+    let two = two.stop().args(["--pool", "10.1.0.80/28"]).launch(&lab.lb);
+    two.wait_state(&other, "serving");
+    let manifest = two.manifests().join("default.other.yaml");
+    let start = two.kill().args(["--pool", "10.1.0.80/28"]);
+    assert!(has(&lab, "front", &theirs), "a killed process leaves it");
+    std::fs::remove_file(manifest).unwrap();
+    let two = start.launch(&lab.lb);
+    eventually("its own leftover is cleaned", SOON, || {
+        !has(&lab, "front", &theirs)
+    });
+    two.stop();
+    assert_eq!(watch.about(&vip), [""; 0], "somebody touched it");
+    let asked = SocketAddr::new(vip.parse().unwrap(), 80);
+    assert_eq!(lab.client.run(move || ask(asked)).unwrap(), "pod");
+}
+
+#[test]
+fn the_demo_as_root_beside_an_appliance_touches_nothing() {
+    if skip("addresses and demo") {
+        return;
+    }
+    let lab = Lab::new();
+    let weir = Weir::start(&lab);
+    let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
+    let svc = service("web").tcp(80).endpoints([pod_v4(0)], 80);
+    let vip = weir.serve(&svc)[0].to_string();
+    assert!(has(&lab, "front", &vip));
+    let watch = Watch::new(&lab);
+    let text = lab
+        .lb
+        .out(env!("CARGO_BIN_EXE_weir"), &["demo", "--seconds", "1"]);
+    assert!(text.contains("Nothing was lost"), "{text}");
+    assert_eq!(watch.about(&vip), [""; 0], "somebody touched it");
+}
+
 #[test]
 fn without_the_privilege_it_says_so_and_addresses_already_there_work() {
     if skip("addresses unprivileged") {

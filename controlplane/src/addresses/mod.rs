@@ -3,9 +3,11 @@
 //! `plan` decides (PURE), `netlink` does. One task, started by [`Addresses::new`], owns both; it
 //! makes the machine fit what was last asked for, and again whenever somebody else changed the
 //! machine's addresses. What is there and not ours is used and never touched; ours carry the mark
-//! [`OURS`], so that the next process takes over or removes what a killed one left.
+//! [`OURS`], so that the next process takes over or removes what a killed one left. `own` (PURE)
+//! tells ours from those of another appliance, which carry the same mark.
 
 mod netlink;
+mod own;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -26,6 +28,7 @@ use self::plan::{Machine, Step, plan};
 use crate::reason::Reason;
 
 pub use self::netlink::OURS;
+pub use self::own::Own;
 pub use self::plan::Placed;
 
 /// Changes of a burst are looked at together; also the pace at which two that fight over an
@@ -51,19 +54,19 @@ pub struct Addresses {
 
 impl Addresses {
     /// Changes nothing before the first [`Addresses::ensure`]. `interface`: where to put all VIPs
-    /// that are not there yet. Works in the network namespace of the calling thread, on the
-    /// current tokio runtime.
+    /// that are not there yet. `own`: what may be a leftover of ours. Works in the network
+    /// namespace of the calling thread, on the current tokio runtime.
     ///
     /// # Errors
     /// No netlink socket can be opened: a sandbox forbids the address family.
-    pub async fn new(interface: Option<String>) -> io::Result<Addresses> {
+    pub async fn new(interface: Option<String>, own: Own) -> io::Result<Addresses> {
         let (commands, receiver) = mpsc::channel(1);
         let (sender, outcome) = watch::channel(Outcome::default());
         let task = Task {
             netlink: Netlink::open()?,
             interface,
             wanted: None,
-            unmarked: BTreeSet::new(),
+            own,
             outcome: sender,
         };
         tokio::spawn(task.run(receiver, netlink::changes()?));
@@ -100,8 +103,7 @@ struct Task {
     interface: Option<String>,
     /// `None` before the first word and after the last.
     wanted: Option<BTreeSet<IpAddr>>,
-    /// Added by this process to a kernel that does not keep the mark.
-    unmarked: BTreeSet<(IpAddr, u32)>,
+    own: Own,
     outcome: watch::Sender<Outcome>,
 }
 
@@ -147,7 +149,7 @@ impl Task {
         let Some(wanted) = self.wanted.clone() else {
             return Outcome::default();
         };
-        let outcome = match self.netlink.machine(&self.unmarked).await {
+        let outcome = match self.netlink.machine(&self.own).await {
             Ok(machine) => self.fit(&wanted, &machine).await,
             Err(error) => {
                 let problem: Arc<str> =
@@ -215,14 +217,14 @@ impl Task {
                 }
             }
         }
-        self.note_unmarked(added).await;
+        self.note_added(added).await;
         outcome
     }
 
     async fn remove(&mut self, step: Step, address: IpAddr, interface: u32, machine: &Machine) {
         match self.netlink.run(step).await {
             Ok(()) | Err(StepError::Gone) => {
-                self.unmarked.remove(&(address, interface));
+                self.own.note_removed(address, interface);
             }
             Err(error) => {
                 let interface = name(machine, interface);
@@ -231,25 +233,26 @@ impl Task {
         }
     }
 
-    /// Remembers of what was added what the kernel did not mark.
-    async fn note_unmarked(&mut self, added: BTreeSet<(IpAddr, u32)>) {
+    /// Remembers what was added, and of that what the kernel did not mark.
+    async fn note_added(&mut self, added: BTreeSet<(IpAddr, u32)>) {
         if added.is_empty() {
             return;
         }
-        let Ok(machine) = self.netlink.machine(&BTreeSet::new()).await else {
+        for (address, interface) in &added {
+            self.own.note_added(*address, *interface);
+        }
+        let Ok(machine) = self.netlink.machine(&self.own).await else {
             return;
         };
-        let theirs = machine.addresses.iter().filter(|present| !present.is_ours);
-        let unmarked: BTreeSet<_> = theirs
-            .map(|present| (present.address, present.interface))
-            .filter(|place| added.contains(place))
-            .collect();
-        if !unmarked.is_empty() && self.unmarked.is_empty() {
-            tracing::warn!(
-                "this kernel does not keep IFA_PROTO (5.18 does): should this process be killed, remove its addresses by hand"
-            );
+        for present in machine.addresses.iter().filter(|present| !present.is_ours) {
+            if added.contains(&(present.address, present.interface))
+                && self.own.note_unmarked(present.address, present.interface)
+            {
+                tracing::warn!(
+                    "this kernel does not keep IFA_PROTO (5.18 does): should this process be killed, remove its addresses by hand"
+                );
+            }
         }
-        self.unmarked.extend(unmarked);
     }
 }
 

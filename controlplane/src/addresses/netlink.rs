@@ -1,7 +1,6 @@
 //! The thin hand on the kernel: reads interfaces and addresses, adds and removes, listens for
 //! changes (rtnetlink(7)). Decides nothing.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -13,6 +12,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::{Error, Handle, MulticastGroup};
 use tokio::task::JoinHandle;
 
+use super::own::Own;
 use super::plan::{Interface, Machine, Present, Step};
 
 /// IFA_PROTO of the addresses that Weir adds: "who put it there", as `ip -d addr` prints it
@@ -54,8 +54,8 @@ impl Netlink {
         Ok(Netlink { handle, task })
     }
 
-    /// Interfaces and addresses; `unmarked` are ours although the kernel forgot.
-    pub(super) async fn machine(&self, unmarked: &BTreeSet<(IpAddr, u32)>) -> io::Result<Machine> {
+    /// Interfaces and addresses, ours told from others by `own`.
+    pub(super) async fn machine(&self, own: &Own) -> io::Result<Machine> {
         // One after the other: a socket has one dump at a time, a second one is EBUSY.
         let links = self.handle.link().get().execute();
         let interfaces = links
@@ -64,7 +64,7 @@ impl Netlink {
             .await
             .map_err(into_io)?;
         let addresses = self.handle.address().get().execute();
-        let present = addresses.map_ok(|message| present(&message, unmarked));
+        let present = addresses.map_ok(|message| present(&message, own));
         let addresses: Vec<Option<Present>> = present.try_collect().await.map_err(into_io)?;
         Ok(Machine {
             interfaces,
@@ -164,7 +164,7 @@ fn interface(message: LinkMessage) -> Interface {
     }
 }
 
-fn present(message: &AddressMessage, unmarked: &BTreeSet<(IpAddr, u32)>) -> Option<Present> {
+fn present(message: &AddressMessage, own: &Own) -> Option<Present> {
     let mut address = None;
     let mut is_marked = false;
     let mut is_duplicate = message.header.flags.contains(AddressHeaderFlags::Dadfailed);
@@ -185,7 +185,7 @@ fn present(message: &AddressMessage, unmarked: &BTreeSet<(IpAddr, u32)>) -> Opti
         address,
         prefix: message.header.prefix_len,
         interface,
-        is_ours: is_marked || unmarked.contains(&(address, interface)),
+        is_ours: own.is_ours(address, interface, is_marked),
         is_duplicate,
     })
 }

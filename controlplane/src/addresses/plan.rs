@@ -27,7 +27,8 @@ pub struct Present {
     pub prefix: u8,
     /// The interface that has it.
     pub interface: u32,
-    /// We put it there, in this process or an earlier one.
+    /// This appliance put it there, in this process or an earlier one. One that another appliance
+    /// put there is not ours, for all its mark.
     pub is_ours: bool,
     /// Another host has it (duplicate address detection): the kernel does not use it.
     pub is_duplicate: bool,

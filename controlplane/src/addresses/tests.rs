@@ -3,6 +3,7 @@
 use std::process::{Child, Command as Process, Stdio};
 
 use super::*;
+use crate::allocate::{Pools, Record};
 
 /// Set inside the namespace, to what the process there is to do.
 const ROLE: &str = "WEIR_ADDRESSES_TEST_ROLE";
@@ -69,6 +70,19 @@ fn set(text: &str) -> BTreeSet<IpAddr> {
         .collect()
 }
 
+/// Of an appliance whose pools are `ranges`.
+fn own_of(ranges: &str) -> Own {
+    let ranges = ranges.split_whitespace().map(|range| range.parse());
+    let ranges = ranges.collect::<Result<_, _>>().expect("ranges");
+    let pools = Pools::new([(None, ranges)], []).expect("one pool");
+    Own::new(pools, &Record::default())
+}
+
+/// Of an appliance that has every address of these tests.
+fn own() -> Own {
+    own_of("192.0.2.0/24 198.51.100.0/24 203.0.113.0/24 2001:db8::/32")
+}
+
 fn has(interface: &str, address: &str) -> bool {
     ip(&format!("-o addr show dev {interface}")).contains(&format!(" {address} "))
 }
@@ -94,7 +108,7 @@ fn added_used_as_it_is_moved_and_removed() {
     in_namespace("added_used_as_it_is_moved_and_removed", async |_| {
         link();
         let vips = "192.0.2.7 198.51.100.1 2001:db8::7 2001:db8:9::1";
-        let addresses = Addresses::new(None).await.expect("netlink");
+        let addresses = Addresses::new(None, own()).await.expect("netlink");
         let outcome = addresses
             .ensure(&set(&format!("{vips} 192.0.2.1 127.0.0.9")))
             .await;
@@ -127,13 +141,17 @@ fn added_used_as_it_is_moved_and_removed() {
         assert!(has("eth0", "203.0.113.1/24") && has("eth0", "2001:db8::1/64"));
         // Released, nothing is repaired or touched.
         ip("addr add 203.0.113.50/32 dev lo");
-        let configured = Addresses::new(Some("eth1".into())).await.expect("netlink");
+        let configured = Addresses::new(Some("eth1".into()), own())
+            .await
+            .expect("netlink");
         let outcome = configured.ensure(&set("203.0.113.50 203.0.113.51")).await;
         assert_eq!(placed(&outcome, "203.0.113.50"), Placed::Found);
         assert!(has("eth1", "203.0.113.51/32"));
         configured.release_all().await;
         assert!(has("lo", "203.0.113.50/32") && !has("eth1", "203.0.113.51/32"));
-        let missing = Addresses::new(Some("eth9".into())).await.expect("netlink");
+        let missing = Addresses::new(Some("eth9".into()), own())
+            .await
+            .expect("netlink");
         let outcome = missing.ensure(&set("203.0.113.51")).await;
         let text = outcome
             .values()
@@ -160,7 +178,7 @@ fn leftovers_of_a_killed_process_are_taken_over_or_cleaned() {
     in_namespace(test, async |role| {
         let vips = set("192.0.2.7 192.0.2.8 2001:db8::7");
         if role == "hold" {
-            Addresses::new(None)
+            Addresses::new(None, own())
                 .await
                 .expect("netlink")
                 .ensure(&vips)
@@ -183,7 +201,7 @@ fn leftovers_of_a_killed_process_are_taken_over_or_cleaned() {
             marked.contains("proto 0x77") || !marked.contains("proto"),
             "{marked}"
         );
-        let addresses = Addresses::new(None).await.expect("netlink");
+        let addresses = Addresses::new(None, own()).await.expect("netlink");
         assert!(
             has("eth0", "192.0.2.8/32"),
             "nothing is cleaned before the first word"
@@ -204,6 +222,33 @@ fn leftovers_of_a_killed_process_are_taken_over_or_cleaned() {
 }
 
 #[test]
+fn what_another_appliance_added_is_left_alone() {
+    in_namespace("what_another_appliance_added_is_left_alone", async |_| {
+        link();
+        let a = Addresses::new(None, own_of("192.0.2.0/28"))
+            .await
+            .expect("netlink");
+        a.ensure(&set("192.0.2.7 203.0.113.7")).await;
+        let b = Addresses::new(None, own_of("192.0.2.16/28"))
+            .await
+            .expect("netlink");
+        let there = || has("eth0", "192.0.2.7/32") && has("lo", "203.0.113.7/32");
+        for wanted in ["", "192.0.2.17", "192.0.2.7 192.0.2.17"] {
+            let outcome = b.ensure(&set(wanted)).await;
+            assert!(there(), "{wanted}");
+            if wanted.contains("192.0.2.7 ") {
+                assert_eq!(placed(&outcome, "192.0.2.7"), Placed::Found);
+            }
+        }
+        b.release_all().await;
+        assert!(there() && !has("eth0", "192.0.2.17/32"));
+        // What this process added is its own, in a pool or not.
+        a.release_all().await;
+        assert!(!has("eth0", "192.0.2.7/32") && !has("lo", "203.0.113.7/32"));
+    });
+}
+
+#[test]
 fn without_the_privilege_it_says_what_to_do() {
     let test = "without_the_privilege_it_says_what_to_do";
     in_namespace(test, async |role| {
@@ -214,7 +259,7 @@ fn without_the_privilege_it_says_what_to_do() {
             assert!(status.expect("setpriv(1) runs").success());
             return;
         }
-        let addresses = Addresses::new(None).await.expect("netlink");
+        let addresses = Addresses::new(None, own()).await.expect("netlink");
         let outcome = addresses
             .ensure(&set("192.0.2.1 192.0.2.7 2001:db8::7"))
             .await;

@@ -14,6 +14,7 @@ use super::line::{Line, Turn};
 use super::sources::{Sources, changed, problems, source_ended};
 use super::vips::Vips;
 use super::{Command, Keep, Settings};
+use crate::addresses::Own;
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
 use crate::object::{Event, Key, Kind, SourceId};
@@ -123,13 +124,14 @@ impl Task<'_> {
             Compiler::resume(&keep.table, settings.defaults.clone()),
         );
         let publisher = Publisher::new(keep.plane.clone(), Arc::clone(&keep.table));
+        let own = Own::new(settings.pools.clone(), &keep.record);
         let before = keep.board.snapshot();
         Task {
             files: settings.status_dir.as_deref().map(StatusFiles::new),
             settings,
             line,
             publisher,
-            vips: Vips::start(settings.vip_interface.clone(), settings.drain_timeout).await,
+            vips: Vips::start(settings.vip_interface.clone(), own, settings.drain_timeout).await,
             statuses: Statuses::default(),
             problems: Arc::default(),
             said: BTreeMap::new(),

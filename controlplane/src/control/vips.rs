@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::addresses::{Addresses, Outcome};
+use crate::addresses::{Addresses, Outcome, Own};
 use crate::reason::Reason;
 
 /// Between two looks at what still lives on a VIP that is to go.
@@ -35,8 +35,12 @@ pub(super) struct Vips {
 }
 
 impl Vips {
-    pub(super) async fn start(interface: Option<String>, drain_timeout: Duration) -> Vips {
-        let addresses = match Addresses::new(interface).await {
+    pub(super) async fn start(
+        interface: Option<String>,
+        own: Own,
+        drain_timeout: Duration,
+    ) -> Vips {
+        let addresses = match Addresses::new(interface, own).await {
             Ok(addresses) => Ok(Arc::new(addresses)),
             Err(error) => {
                 tracing::error!(%error, "no netlink: addresses cannot be put on this machine");
