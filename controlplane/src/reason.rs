@@ -310,9 +310,6 @@ pub enum Reason {
         /// With both places.
         problem: Arc<str>,
     },
-    /// The record of a previous run: no complete list was seen yet.
-    #[error("served from the record of the last run; no complete list was seen yet")]
-    Restored,
     /// The Service vanished from a list that lost too many at once; it is held.
     #[error(
         "missing from the last list together with too many others: held until it returns or the deletion is confirmed (SIGHUP twice)"
@@ -376,7 +373,6 @@ codes!(
     StaleObject,
     Malformed,
     DuplicateObject,
-    Restored,
     HeldByDeletionGuard,
 );
 
@@ -425,7 +421,6 @@ impl Reason {
             | AddressOutsidePools { .. }
             | StaleObject { .. }
             | DuplicateObject { .. }
-            | Restored
             | HeldByDeletionGuard => Severity::Note,
         }
     }
