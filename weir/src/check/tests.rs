@@ -67,7 +67,7 @@ fn a_bad_file_has_its_place_and_excerpt() {
 fn a_service_that_does_not_parse_is_in_the_summary_once() {
     let directory = tempfile::tempdir().expect("temp");
     let bad = SERVICE.replace("port: 80,", "port: 80000,");
-    let other = SERVICE.replace("name: web,", "name: other,");
+    let other = SERVICE.replace("web", "other");
     let path = write(&directory, "a.yaml", &format!("{other}---\n{bad}"));
     let (found, good) = text(std::slice::from_ref(&path));
     assert!(!good, "{found}");
