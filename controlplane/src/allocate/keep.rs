@@ -18,6 +18,15 @@ fn name_of(key: &Key) -> Name {
     )
 }
 
+/// A load balancer that is new or asks anew.
+pub(super) struct Arrival {
+    pub(super) member: Member,
+    /// What it held, or what is recorded for it.
+    pub(super) previous: Option<Entry>,
+    /// Only its age is another.
+    pub(super) asks_as_before: bool,
+}
+
 impl Allocator {
     pub(super) fn remember(&mut self, entry: Entry) {
         for address in &entry.addresses {
@@ -48,19 +57,27 @@ impl Allocator {
     }
 
     /// Lets arrivals keep what they held or what is recorded for them, oldest first, and queues
-    /// them all.
-    pub(super) fn keep(&mut self, mut arrivals: Vec<(Member, Option<Entry>)>, turn: &mut Turn) {
-        arrivals.sort_by(|(a, _), (b, _)| {
-            (&a.order.age, &a.order.key).cmp(&(&b.order.age, &b.order.key))
+    /// them all. Those that ask for nothing else than before come before those that do: of two that
+    /// shared an address and may no longer, the one that changed leaves.
+    pub(super) fn keep(&mut self, mut arrivals: Vec<Arrival>, turn: &mut Turn) {
+        arrivals.sort_by(|a, b| {
+            let rank = |arrival: &Arrival| !arrival.asks_as_before;
+            let (a, b) = ((rank(a), &a.member.order), (rank(b), &b.member.order));
+            (a.0, &a.1.age, &a.1.key).cmp(&(b.0, &b.1.age, &b.1.key))
         });
         for likeness in [Likeness::Same, Likeness::SameSource, Likeness::SameName] {
-            for (member, previous) in &mut arrivals {
-                if previous.is_none() {
-                    *previous = self.recall(&member.order.key, likeness);
+            for arrival in &mut arrivals {
+                if arrival.previous.is_none() {
+                    arrival.previous = self.recall(&arrival.member.order.key, likeness);
                 }
             }
         }
-        for (mut member, previous) in arrivals {
+        for arrival in arrivals {
+            let Arrival {
+                mut member,
+                previous,
+                asks_as_before: _,
+            } = arrival;
             if let Some(previous) = previous {
                 self.keep_one(&mut member, &previous, turn);
             }

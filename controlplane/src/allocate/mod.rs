@@ -39,7 +39,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use self::hold::{Claim, Holdings};
-use self::keep::Name;
+use self::keep::{Arrival, Name};
 use self::waiting::{Age, Order, Waiting};
 use crate::load_balancer::{Addressing, LoadBalancer};
 use crate::object::{Family, Key};
@@ -233,12 +233,7 @@ impl Allocator {
 
     /// Takes in a new or changed load balancer, holding nothing; `None` if nothing that matters
     /// here changed. Returns with it what it held.
-    fn arrive(
-        &mut self,
-        key: Key,
-        lb: &LoadBalancer,
-        turn: &mut Turn,
-    ) -> Option<(Member, Option<Entry>)> {
+    fn arrive(&mut self, key: Key, lb: &LoadBalancer, turn: &mut Turn) -> Option<Arrival> {
         let Addressing::Pools {
             families,
             all,
@@ -272,12 +267,10 @@ impl Allocator {
         };
         let known = self.members.get(&key);
         let age = self.age(&key, lb.created, known.map(|member| &member.order.age));
-        if known.is_some_and(|old| {
-            old.wish == wish
-                && old.claim.sharing == claim.sharing
-                && old.claim.ports == claim.ports
-                && old.order.age == age
-        }) {
+        let asks_as_before = known.is_some_and(|old| {
+            old.wish == wish && old.claim.sharing == claim.sharing && old.claim.ports == claim.ports
+        });
+        if asks_as_before && known.is_some_and(|old| old.order.age == age) {
             return None;
         }
         let order = Order {
@@ -296,7 +289,11 @@ impl Allocator {
             held: Vec::new(),
             assignment: Assignment::default(),
         };
-        Some((member, previous))
+        Some(Arrival {
+            member,
+            previous,
+            asks_as_before,
+        })
     }
 
     fn arrive_fixed(&mut self, key: Key, lb: &LoadBalancer, turn: &mut Turn) {

@@ -914,6 +914,36 @@ fn naive_batch(asks: &[(Key, Ask)]) -> BTreeMap<Key, Vec<IpAddr>> {
     taken
 }
 
+#[test]
+fn who_leaves_a_shared_address_is_who_changed() {
+    let ask = |created, key: &str, pool: Option<&str>, port| Ask {
+        created,
+        families: vec![Family::V4],
+        all: false,
+        requested: vec![],
+        pool: pool.map(Arc::from),
+        sharing: Some(key.into()),
+        ports: vec![port],
+    };
+    let (a, b) = (key("svc-10"), key("svc-8"));
+    let mut allocator = Allocator::new(pools(&POOLS), Record::default());
+    let mut apply = |first: Ask, second: Ask| {
+        let batch = [(&a, first), (&b, second)];
+        let batch = batch.map(|(key, ask)| (key.clone(), Some(ask.build(key.clone()))));
+        allocator.apply(batch);
+        [&a, &b].map(|key| allocator.assignment(key).addresses)
+    };
+    let [first, second] = apply(
+        ask(None, "k", None, 1),
+        ask(Some(0), "k", Some("pool-2"), 4),
+    );
+    assert_eq!(first, second, "shared");
+    // It is the younger now, and asks for nothing else.
+    let [left, stayed] = apply(ask(None, "l", None, 1), ask(None, "k", Some("pool-2"), 4));
+    assert_eq!(stayed, second);
+    assert_ne!(left, first);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(600))]
 
