@@ -8,6 +8,9 @@ use lb_core::table::FrontendKey;
 
 use crate::object::{Family, Key};
 
+/// How a person confirms deletions that the guard holds.
+pub const CONFIRM: &str = "POST /api/v1/deletions/confirm on the admin socket, or SIGHUP twice within ten seconds; --confirm-deletions turns the guard off";
+
 /// Does a reason stop traffic, or only qualify it?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
@@ -310,12 +313,9 @@ pub enum Reason {
         /// With both places.
         problem: Arc<str>,
     },
-    /// The record of a previous run: no complete list was seen yet.
-    #[error("served from the record of the last run; no complete list was seen yet")]
-    Restored,
     /// The Service vanished from a list that lost too many at once; it is held.
     #[error(
-        "missing from the last list together with too many others: held until it returns or the deletion is confirmed (SIGHUP twice)"
+        "missing from the last list together with too many others: held until it returns or the deletion is confirmed ({CONFIRM})"
     )]
     HeldByDeletionGuard,
 }
@@ -376,7 +376,6 @@ codes!(
     StaleObject,
     Malformed,
     DuplicateObject,
-    Restored,
     HeldByDeletionGuard,
 );
 
@@ -425,7 +424,6 @@ impl Reason {
             | AddressOutsidePools { .. }
             | StaleObject { .. }
             | DuplicateObject { .. }
-            | Restored
             | HeldByDeletionGuard => Severity::Note,
         }
     }
@@ -434,6 +432,18 @@ impl Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_says_every_way_to_confirm() {
+        let text = Reason::HeldByDeletionGuard.to_string();
+        for way in [
+            "POST /api/v1/deletions/confirm",
+            "SIGHUP twice",
+            "--confirm-deletions",
+        ] {
+            assert!(text.contains(way), "{text}");
+        }
+    }
 
     #[test]
     fn every_code_is_listed_once() {

@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn states_of_fronts() {
-        let failed = || Front::Failed(Reason::Restored);
+        let failed = || Front::Failed(Reason::NoPorts);
         let here: [IpAddr; 1] = [IpAddr::from([192, 0, 2, 1])];
         let cases = [
             (vec![Front::Open], 1, State::Serving),

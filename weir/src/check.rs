@@ -4,18 +4,18 @@
 
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use controlplane::cluster::Cluster;
-use controlplane::object::SourceId;
-use controlplane::source::directory;
-use controlplane::source::file::File;
+use controlplane::object::{Key, Kind, SourceId};
+use controlplane::source::file::{File, name_of};
 use controlplane::source::parse::Reader;
 use controlplane::source::scan::{KINDS, Scan, diff};
+use controlplane::source::{Level, Problem, directory};
 use controlplane::translate::{Rules, translate};
 
 use crate::cli::CheckArgs;
@@ -102,15 +102,36 @@ fn translate_all(all: &Scan, rules: &Rules, report: &mut Report) {
     for event in diff(&Scan::default(), all) {
         cluster.apply(SOURCE, event);
     }
-    let mut sorted = BTreeMap::new();
+    let mut translated = BTreeMap::new();
     for service in cluster.services() {
         let key = &service.meta.key;
         let slices: Vec<_> = cluster.slices_of(key).cloned().collect();
-        sorted.insert(key.clone(), translate(service, &slices, rules));
+        translated.insert(key.clone(), translate(service, &slices, rules));
     }
-    sorted
-        .iter()
-        .for_each(|(key, translation)| report.service(key, translation));
+    let malformed = malformed(all);
+    let keys: BTreeSet<&Key> = translated.keys().chain(malformed.keys()).collect();
+    for key in keys {
+        match (translated.get(key), malformed.get(key)) {
+            (Some(translation), _) => report.service(key, translation),
+            (None, problems) => report.malformed(key, problems.map_or(&[], Vec::as_slice)),
+        }
+    }
+}
+
+/// The Services that did not parse, each with what is wrong: nobody would serve them.
+fn malformed(all: &Scan) -> BTreeMap<Key, Vec<Problem>> {
+    let good = all.objects();
+    let mut malformed: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
+    for problem in all.all_problems() {
+        if let Some(key) = &problem.object
+            && key.kind == Kind::Service
+            && problem.level == Level::Error
+            && !good.contains_key(&name_of(key))
+        {
+            malformed.entry(key.clone()).or_default().push(problem);
+        }
+    }
+    malformed
 }
 
 /// Settings have neither `kind` nor `apiVersion`, which every object has. A file that does not

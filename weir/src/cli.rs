@@ -42,7 +42,7 @@ const SERVE_HELP: &str =
     "A setting is taken from its flag, else from the environment (WEIR_ and the \
 flag's name, upper case with _), else from the settings file, else it has its default.
 Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP rescans, and twice within ten \
-seconds confirms deletions that the guard holds.
+seconds confirms deletions that the guard holds, as POST /api/v1/deletions/confirm on the admin socket does.
 
 Example: weir serve --manifests ./manifests --pool 192.0.2.0/28";
 

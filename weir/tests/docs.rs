@@ -323,6 +323,41 @@ fn every_annotation_stands_in_the_order_of_its_rank() {
     assert_eq!(documented, there);
 }
 
+/// All code below `directory` that is no test.
+fn code(directory: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() && name != "tests" {
+            code(&path, text);
+        } else if name.ends_with(".rs") && name != "tests.rs" {
+            let all = std::fs::read_to_string(&path).unwrap();
+            text.push_str(all.split("#[cfg(test)]\nmod tests {").next().unwrap());
+        }
+    }
+}
+
+/// A code that nothing says is one that somebody waits for.
+#[test]
+fn every_code_is_said_somewhere() {
+    let mut text = String::new();
+    code(&root().join("controlplane/src"), &mut text);
+    code(&root().join("lb-core/src"), &mut text);
+    let said = |name: String| {
+        let mut parts = text.split(name.as_str()).skip(1);
+        parts.any(|rest| !rest.starts_with(char::is_alphanumeric))
+    };
+    for name in Reason::CODES {
+        assert!(said(format!("Reason::{name}")), "Reason::{name}");
+    }
+    for reason in CloseReason::ALL {
+        assert!(said(format!("CloseReason::{reason:?}")), "{reason:?}");
+    }
+    for reason in DropReason::ALL {
+        assert!(said(format!("DropReason::{reason:?}")), "{reason:?}");
+    }
+}
+
 /// Rows of the round that the catalogue must have.
 const ROWS: &str = "T1 T2 T3 T4 T5 T6 T7 T8 T9 T10 T11 T12 T14 T15 U1 U2 U5 U6 U7 U8 U11 \
     K5 K6 K7 K8 K17 K18 K19 S1 S2 S3 S4 S15 R1 R10 R12 P1 P2 P3 P4 P5";

@@ -145,7 +145,13 @@ fn k6_a_directory_that_loses_most_services_at_once_is_held() {
     std::fs::create_dir(&empty).unwrap();
     std::fs::rename(&dir, &away).unwrap();
     std::fs::rename(&empty, &dir).unwrap();
-    weir.wait_reason(&all[0], "HeldByDeletionGuard");
+    let reason = weir.wait_reason(&all[0], "HeldByDeletionGuard");
+    let (_, ready) = weir.get("/readyz?verbose");
+    for way in ["/api/v1/deletions/confirm", "SIGHUP", "--confirm-deletions"] {
+        assert!(reason.contains(way), "{reason}");
+        assert!(ready.contains(way), "{ready}");
+        assert!(weir.log().contains(way), "{}", weir.log());
+    }
     assert_eq!(ask_all(&vips), 8, "all are still served");
     assert!(
         weir.get("/readyz?verbose").1.contains("held"),

@@ -1,9 +1,12 @@
 //! The status directory: one JSON file per Service, replaced in one step, only when it changed,
 //! and removed with its Service. Owned by the control task. What cannot be written is said once and
 //! stops nothing.
+//!
+//! The directory may hold files of others. Ours are named `NAMESPACE_NAME.status.json` and say
+//! `"writtenBy": "weir"`; a file that does not do both is neither replaced nor removed.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use lb_core::table::Protocol;
@@ -12,6 +15,16 @@ use serde_json::json;
 use crate::object::Key;
 use crate::status::{ServiceStatus, State};
 
+/// The end of our files' names.
+const SUFFIX: &str = ".status.json";
+/// What is not yet a file of ours; hidden, so that no reader of the directory takes it for one.
+const TEMPORARY: &str = ".weir.status.json.new";
+/// Under this key our files say [`WRITER`].
+const MARKER: &str = "writtenBy";
+const WRITER: &str = "weir";
+/// Larger files are not read: a Service of 1,000 ports takes 100 KiB.
+const SIZE_LIMIT: u64 = 4 << 20;
+
 /// The files of one directory.
 pub(super) struct StatusFiles {
     directory: PathBuf,
@@ -19,8 +32,7 @@ pub(super) struct StatusFiles {
 }
 
 impl StatusFiles {
-    /// Begins with an empty directory: what an earlier process left is out of date. Only files of
-    /// our own form are removed.
+    /// Begins without a file of ours: what an earlier process left is out of date.
     pub(super) fn new(directory: &Path) -> StatusFiles {
         let mut files = StatusFiles {
             directory: directory.to_owned(),
@@ -36,10 +48,7 @@ impl StatusFiles {
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
             let name = entry.file_name();
-            let ours = name
-                .to_str()
-                .is_some_and(|name| name.contains('_') && name.ends_with(".json"));
-            if ours && entry.file_type()?.is_file() {
+            if name.to_str().is_some_and(is_named_as_ours) && is_ours(&entry.path())? {
                 fs::remove_file(entry.path())?;
             }
         }
@@ -53,33 +62,25 @@ impl StatusFiles {
         };
         let done = match status {
             Some(status) => self.write(&path, &text(status)),
-            None => match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
+            None => remove(&path),
         };
         self.note(&done);
     }
 
     fn write(&self, path: &Path, text: &str) -> io::Result<()> {
-        let temporary = self.directory.join(".new");
+        if fs::symlink_metadata(path).is_ok() && !is_ours(path)? {
+            let problem = format!("{} is not ours and stays as it is", path.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
+        }
+        let temporary = self.directory.join(TEMPORARY);
         fs::write(&temporary, text)?;
         fs::rename(&temporary, path)
     }
 
-    /// `NAMESPACE_NAME.json`: neither may hold an underscore. A name that no API server would take
-    /// gets no file.
+    /// `NAMESPACE_NAME.status.json`. A name that no API server would take gets no file.
     fn path(&self, key: &Key) -> Option<PathBuf> {
-        let is_good = |text: &str| {
-            let fits =
-                |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
-            !text.is_empty() && text.len() <= 120 && text.chars().all(fits)
-        };
-        let good = is_good(&key.namespace) && is_good(&key.name);
-        good.then(|| {
-            self.directory
-                .join(format!("{}_{}.json", key.namespace, key.name))
-        })
+        let name = format!("{}_{}{SUFFIX}", key.namespace, key.name);
+        is_named_as_ours(&name).then(|| self.directory.join(name))
     }
 
     fn note(&mut self, done: &io::Result<()>) {
@@ -93,6 +94,42 @@ impl StatusFiles {
             );
         }
         self.failing = failed;
+    }
+}
+
+/// Could `name` be a file of ours? Neither namespace nor name may hold an underscore.
+fn is_named_as_ours(name: &str) -> bool {
+    let is_good = |text: &str| {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+        !text.is_empty() && text.len() <= 120 && text.chars().all(fits)
+    };
+    name.strip_suffix(SUFFIX)
+        .and_then(|rest| rest.split_once('_'))
+        .is_some_and(|(namespace, name)| is_good(namespace) && is_good(name))
+}
+
+/// Does the file itself say that it is ours? A symlink never is.
+fn is_ours(path: &Path) -> io::Result<bool> {
+    if !fs::symlink_metadata(path)?.is_file() {
+        return Ok(false);
+    }
+    let mut content = Vec::new();
+    fs::File::open(path)?
+        .take(SIZE_LIMIT)
+        .read_to_end(&mut content)?;
+    let value = serde_json::from_slice::<serde_json::Value>(&content);
+    Ok(value.is_ok_and(|value| value.get(MARKER).is_some_and(|writer| writer == WRITER)))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match is_ours(path) {
+        Ok(true) => fs::remove_file(path),
+        Ok(false) => Ok(()),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -117,6 +154,7 @@ fn text(status: &ServiceStatus) -> String {
         .iter()
         .map(|reason| json!({"code": reason.code(), "message": reason.to_string()}));
     let value = json!({
+        MARKER: WRITER,
         "namespace": key.namespace,
         "name": key.name,
         "state": word(*state),
@@ -183,7 +221,8 @@ mod tests {
             names
         };
         fs::create_dir(&inside).expect("dir");
-        fs::write(inside.join("shop_old.json"), "{}").expect("write");
+        let ours = text(&status("old", State::Serving));
+        fs::write(inside.join("shop_old.status.json"), &ours).expect("write");
         fs::write(inside.join("README"), "theirs").expect("write");
         let mut files = StatusFiles::new(&inside);
         assert_eq!(names(), ["README"]);
@@ -191,11 +230,54 @@ mod tests {
         files.set(&web.key, Some(&web));
         let hostile = status("../../web", State::Serving);
         files.set(&hostile.key, Some(&hostile));
-        assert_eq!(names(), ["README", "shop_web.json"]);
-        let text = fs::read_to_string(inside.join("shop_web.json")).expect("read");
+        assert_eq!(names(), ["README", "shop_web.status.json"]);
+        let text = fs::read_to_string(inside.join("shop_web.status.json")).expect("read");
         assert!(text.contains("\"state\": \"serving\""), "{text}");
         files.set(&web.key, None);
         assert_eq!(names(), ["README"]);
         assert!(!files.failing);
+    }
+
+    #[test]
+    fn files_of_others_are_never_replaced_or_removed() {
+        let directory = tempfile::tempdir().expect("temp");
+        let inside = directory.path();
+        let ours = text(&status("web", State::Serving));
+        let theirs = [
+            ("shop_web.json", ours.as_str()), // ours inside, not by name
+            ("Shop_web.status.json", &ours),
+            ("shop.status.json", &ours),
+            ("_web.status.json", &ours),
+            ("shop_web.status.json", "{\"state\": \"serving\"}"), // ours by name, not inside
+            ("shop_api.status.json", "{\"writtenBy\": \"somebody\"}"),
+            ("shop_db.status.json", "no JSON"),
+            ("shop_empty.status.json", ""),
+            ("n_accounts.json", "[1, 2]"),
+            (".new", "theirs"),
+        ];
+        for (name, text) in theirs {
+            fs::write(inside.join(name), text).expect("write");
+        }
+        fs::create_dir(inside.join("shop_dir.status.json")).expect("dir");
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(&elsewhere, &ours).expect("write");
+        let link = inside.join("shop_link.status.json");
+        std::os::unix::fs::symlink(&elsewhere, &link).expect("link");
+
+        let mut files = StatusFiles::new(inside);
+        assert!(!files.failing);
+        for name in ["web", "dir", "link"] {
+            let status = status(name, State::Closed);
+            files.set(&status.key, Some(&status));
+            assert!(files.failing, "{name}: said once, and nothing else");
+            files.set(&status.key, None);
+        }
+        for (name, text) in theirs {
+            let now = fs::read_to_string(inside.join(name)).expect(name);
+            assert_eq!(now, text, "{name}");
+        }
+        assert!(inside.join("shop_dir.status.json").is_dir());
+        assert!(fs::symlink_metadata(&link).expect("link").is_symlink());
+        assert_eq!(fs::read_to_string(&elsewhere).expect("read"), ours);
     }
 }

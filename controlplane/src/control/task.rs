@@ -19,7 +19,7 @@ use crate::allocate::Allocator;
 use crate::compile::Compiler;
 use crate::object::{Event, Key, Kind, SourceId};
 use crate::publish::Publisher;
-use crate::reason::Reason;
+use crate::reason::{CONFIRM, Reason};
 use crate::source::scan::KINDS;
 use crate::source::{Level, Problem};
 use crate::status::{Front, Histogram, ServiceStatus, Snapshot, State, Statuses};
@@ -237,7 +237,7 @@ impl Task<'_> {
         if held > self.held {
             tracing::warn!(
                 services = held,
-                "most Services vanished at once: they are held and served on until they return, or their deletion is confirmed by SIGHUP twice within ten seconds"
+                "most Services vanished at once: they are held and served on until they return, or their deletion is confirmed: {CONFIRM}"
             );
         } else if held == 0 && self.held > 0 {
             tracing::info!("the deletion guard holds nothing any more");

@@ -154,7 +154,7 @@ fn a_file_becomes_an_address_and_a_change_takes_effect() {
     bench.write("web.yaml", &manifest("web", backend("one")));
     let vip = bench.serving("web");
     assert_eq!(ask(vip).expect("served"), "one");
-    let status = bench.directory.path().join("status/n_web.json");
+    let status = bench.directory.path().join("status/n_web.status.json");
     let text = eventually("a status file", || fs::read_to_string(&status).ok());
     assert!(text.contains("\"state\": \"serving\""), "{text}");
 

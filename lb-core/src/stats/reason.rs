@@ -60,8 +60,6 @@ reasons! {
         TwoWayTimeout = "two_way_timeout",
         /// A flow's backend or frontend is gone from the table.
         Removed = "removed",
-        /// A flow's backend refused its datagrams, and no other took them.
-        Refused = "refused",
         /// A flow that never saw a reply made room for a newer one.
         Shed = "shed",
     }

@@ -82,6 +82,17 @@ impl Report {
             self.errors += usize::from(is_mistake(reason));
         }
     }
+
+    /// One Service that did not parse. Its problems are told and counted as the source's.
+    pub fn malformed(&mut self, key: &Key, problems: &[Problem]) {
+        self.not_served += 1;
+        let _ = writeln!(self.services, "{key}: would not be served");
+        for problem in problems {
+            let problem = problem.to_string().into();
+            let reason = Reason::Malformed { problem };
+            let _ = writeln!(self.services, "  {}: {reason}", reason.code());
+        }
+    }
 }
 
 /// A refusal of something that was asked of us. That a Service is none of ours is no mistake: a

@@ -64,6 +64,29 @@ fn a_bad_file_has_its_place_and_excerpt() {
 }
 
 #[test]
+fn a_service_that_does_not_parse_is_in_the_summary_once() {
+    let directory = tempfile::tempdir().expect("temp");
+    let bad = SERVICE.replace("port: 80,", "port: 80000,");
+    let other = SERVICE.replace("web", "other");
+    let path = write(&directory, "a.yaml", &format!("{other}---\n{bad}"));
+    let (found, good) = text(std::slice::from_ref(&path));
+    assert!(!good, "{found}");
+    assert!(
+        found.contains("shop/web: would not be served\n  Malformed: "),
+        "{found}"
+    );
+    assert!(
+        found.ends_with("1 Services would be served, 1 would not; 1 error\n"),
+        "{found}"
+    );
+    // Good in another file: it is served from there.
+    let good = write(&directory, "b.yaml", SERVICE);
+    let (found, _) = text(&[path, good]);
+    assert!(!found.contains("Malformed"), "{found}");
+    assert!(found.contains("2 Services would be served, 0"), "{found}");
+}
+
+#[test]
 fn what_was_asked_and_is_refused_is_an_error() {
     let directory = tempfile::tempdir().expect("temp");
     let asked = SERVICE.replace(

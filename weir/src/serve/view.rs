@@ -9,6 +9,7 @@ use std::time::Duration;
 use admin_api::metrics::{Kind, Page};
 use admin_api::view::{Check, Endpoints, Level, Port, Reason, Service, State, Version};
 use controlplane::control::{Command, Desk};
+use controlplane::reason::CONFIRM;
 use controlplane::source;
 use controlplane::status::{self, Histogram, ServiceStatus, Snapshot};
 use lb_core::plane::{Handle, ListenerState, Report};
@@ -388,7 +389,7 @@ fn deletions(snapshot: &Snapshot) -> Check {
         held => Check::warning(
             "deletions",
             format!(
-                "{held} Services vanished at once and are held: bring them back, or confirm with SIGHUP twice within ten seconds"
+                "{held} Services vanished at once and are held: bring them back, or confirm: {CONFIRM}"
             ),
         ),
     }
