@@ -91,6 +91,12 @@ impl Cluster {
         (entry.object.meta.key == *key).then_some(&entry.object)
     }
 
+    /// The key of the Service that is named as `key` is, whatever its uid.
+    pub fn named(&self, key: &Key) -> Option<&Key> {
+        let entry = self.services.get(&Id::of(key))?;
+        Some(&entry.object.meta.key)
+    }
+
     /// All Services, held ones too, in order of source and name.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values().map(|entry| &entry.object)

@@ -292,6 +292,18 @@ pub struct EndpointSlice {
     pub endpoints: Vec<Endpoint>,
 }
 
+impl EndpointSlice {
+    /// The Service that it belongs to, without uid, which a slice does not say.
+    pub fn service_key(&self) -> Option<Key> {
+        Some(Key {
+            kind: Kind::Service,
+            name: Arc::clone(self.service.as_ref()?),
+            uid: Arc::default(),
+            ..self.meta.key.clone()
+        })
+    }
+}
+
 /// A Node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

@@ -295,7 +295,8 @@ pub enum Reason {
         /// The limit.
         limit: u64,
     },
-    /// A document of this object does not parse any more; the last good one is used.
+    /// A document of this object, or of an EndpointSlice of it, does not parse; the last good one,
+    /// if there is one, is used.
     #[error("{problem}")]
     StaleObject {
         /// With file, line and column.

@@ -40,9 +40,9 @@ pub enum Engine {
     Epoll,
 }
 
-/// Below the first, keepalive's whole seconds cannot follow; the second is far from where the
+/// Bounds of [`Limits::peer_timeout`]. Below the first, keepalive's whole seconds cannot follow; the second is far from where the
 /// kernel's numbers end.
-const PEER_TIMEOUTS: RangeInclusive<Duration> =
+pub const PEER_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(86_400);
 
 /// What the process allows itself.

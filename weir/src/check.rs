@@ -56,7 +56,12 @@ fn check(paths: &[PathBuf]) -> anyhow::Result<Report> {
             all.problems.extend(scan.problems);
         } else if is_settings(path) {
             match settings::load(Some(path)) {
-                Ok(found) => layer = found,
+                Ok(found) => {
+                    for problem in settings::judge(&Layer::default(), &found, Some(path)) {
+                        report.settings(&problem);
+                    }
+                    layer = found;
+                }
                 Err(problem) => report.settings(&problem),
             }
         } else {

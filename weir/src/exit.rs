@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
+use crate::settings;
+
 /// A negative answer, or invalid input.
 pub const NEGATIVE: u8 = 1;
-/// Bad usage of the command line.
+/// Bad usage of the command line, or settings that cannot be, wherever they are from.
 pub const USAGE: u8 = 2;
 /// Permission is missing.
 pub const DENIED: u8 = 4;
@@ -21,7 +23,7 @@ pub struct Denied(pub String);
 
 /// The code that says what kind of error it was.
 pub fn of(error: &anyhow::Error) -> ExitCode {
-    let code = if error.is::<Usage>() {
+    let code = if error.is::<Usage>() || error.is::<settings::Problem>() {
         USAGE
     } else if error.is::<Denied>() {
         DENIED

@@ -201,6 +201,64 @@ fn a_port_that_is_taken_says_who_and_heals() {
 }
 
 #[test]
+fn settings_that_cannot_work_are_refused_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = dir.path().to_str().unwrap();
+    let file = dir.path().join("weir.yaml");
+    let serve = |settings: &str, args: &[&str]| {
+        std::fs::write(&file, settings).unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
+            .args(["serve", "--manifests", manifests, "--config"])
+            .arg(&file)
+            .args(args)
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), text)
+    };
+    for (settings, args, parts) in [
+        (
+            "",
+            &["--connect-timeout", "0s"][..],
+            ["--connect-timeout", "above 0s"],
+        ),
+        (
+            "connectTimeout: 5s\n",
+            &[],
+            ["weir.yaml:1:1: connectTimeout", "(3s)"],
+        ),
+        (
+            "idleTimeout: 8761h\n",
+            &[],
+            ["weir.yaml:1:14", "longer than a year"],
+        ),
+        (
+            "hashKey: abc\n",
+            &[],
+            ["weir.yaml:1:10", "32 hexadecimal digits"],
+        ),
+        (
+            "",
+            &["--hash-key", "abc"],
+            ["--hash-key", "32 hexadecimal digits"],
+        ),
+        (
+            "pools: [10.0.0.0/30]\n",
+            &["--pool", "10.0.0.0/8,10.1.0.0/16"],
+            ["--pool", "overlap"],
+        ),
+        ("", &["--engine", "io_uring"], ["--engine", "auto or epoll"]),
+        ("", &["--log", "weir=loud"], ["--log", "weir=debug"]),
+    ] {
+        let (code, text) = serve(settings, args);
+        assert_eq!(code, Some(2), "{settings:?} {args:?}: {text}");
+        for part in parts {
+            assert!(text.contains(part), "{settings:?} {args:?}: {text}");
+        }
+    }
+}
+
+#[test]
 fn a_second_one_with_the_same_state_directory_is_refused() {
     if skip("state lock") {
         return;

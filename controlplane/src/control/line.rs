@@ -87,6 +87,11 @@ impl Line {
         self.cluster.confirm_deletions()
     }
 
+    /// The key of the Service that is named as `key` is, whatever its uid.
+    pub(super) fn named(&self, key: &Key) -> Option<&Key> {
+        self.cluster.named(key)
+    }
+
     /// The VIPs that are given out.
     pub(super) fn vips(&self) -> BTreeSet<IpAddr> {
         self.vips.keys().copied().collect()

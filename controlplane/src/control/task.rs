@@ -104,6 +104,8 @@ struct Task<'a> {
     problems: Arc<[Problem]>,
     /// What the sources say of single Services.
     said: BTreeMap<Key, Vec<Problem>>,
+    /// And of the EndpointSlices of single Services, by these, without uid.
+    said_of_slices: BTreeMap<Key, Vec<Problem>>,
     programming: Histogram,
     held: usize,
 }
@@ -135,6 +137,7 @@ impl Task<'_> {
             statuses: Statuses::default(),
             problems: Arc::default(),
             said: BTreeMap::new(),
+            said_of_slices: BTreeMap::new(),
             programming: before.programming.clone(),
             held: 0,
             keep,
@@ -217,16 +220,24 @@ impl Task<'_> {
             }
         }
         let mut said: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
+        let mut said_of_slices: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
         for problem in problems
             .iter()
             .filter(|problem| problem.level == Level::Error)
         {
-            if let Some(key) = &problem.object {
-                said.entry(key.clone()).or_default().push(problem.clone());
-            }
+            let (all, key) = match (&problem.service, &problem.object) {
+                (Some(service), _) => (&mut said_of_slices, service),
+                (None, Some(object)) => (&mut said, object),
+                (None, None) => continue,
+            };
+            all.entry(key.clone()).or_default().push(problem.clone());
         }
-        let touched = self.said.keys().chain(said.keys()).cloned().collect();
+        let services = self.said_of_slices.keys().chain(said_of_slices.keys());
+        let services = services.filter_map(|key| self.line.named(key));
+        let objects = self.said.keys().chain(said.keys());
+        let touched = objects.chain(services).cloned().collect();
         self.said = said;
+        self.said_of_slices = said_of_slices;
         self.problems = problems.into();
         self.refresh(&touched);
         self.show();
@@ -271,14 +282,18 @@ impl Task<'_> {
     /// What there is to say of a Service; one that never parsed is seen, and refused.
     fn status(&self, key: &Key) -> Option<ServiceStatus> {
         let said = self.said.get(key).map_or(&[][..], Vec::as_slice);
+        let without_uid = Key {
+            uid: Arc::default(),
+            ..key.clone()
+        };
+        let of_slices = self.said_of_slices.get(&without_uid).into_iter().flatten();
+        let stale = said.iter().map(stale).chain(of_slices.map(stale_slice));
         let front = |frontend: &_, slot| self.front(frontend, slot);
-        self.line
-            .status(key, front, said.iter().map(stale))
-            .or_else(|| match said {
-                [] => None,
-                _ if key.kind != Kind::Service => None,
-                _ => Some(ServiceStatus::malformed(key, said.iter().map(malformed))),
-            })
+        self.line.status(key, front, stale).or_else(|| match said {
+            [] => None,
+            _ if key.kind != Kind::Service => None,
+            _ => Some(ServiceStatus::malformed(key, said.iter().map(malformed))),
+        })
     }
 
     /// How a frontend stands, its address included. Nothing is said of it before both are known.
@@ -347,6 +362,19 @@ fn stale(said: &Problem) -> Reason {
     match said.duplicate {
         true => Reason::DuplicateObject { problem },
         false => Reason::StaleObject { problem },
+    }
+}
+
+/// And for the Service that uses it, whether it has one or not.
+fn stale_slice(said: &Problem) -> Reason {
+    let Some(slice) = said.object.as_ref().filter(|_| !said.duplicate) else {
+        return stale(said);
+    };
+    let Problem {
+        location, message, ..
+    } = said;
+    Reason::StaleObject {
+        problem: format!("{location}: EndpointSlice {slice}: {message}").into(),
     }
 }
 

@@ -187,6 +187,45 @@ fn a_file_becomes_an_address_and_a_change_takes_effect() {
 }
 
 #[test]
+fn a_mistake_in_a_slice_is_a_reason_of_its_service() {
+    let bench = Bench::start(20);
+    let reason = |name: &str| {
+        let snapshot = bench.desk().snapshot();
+        let status = snapshot
+            .services()
+            .find(|status| &*status.key.name == name)?;
+        let reasons = status.reasons.iter();
+        let mut stale = reasons.filter(|reason| reason.code() == "StaleObject");
+        stale.next().map(ToString::to_string)
+    };
+    // A uid, which slices do not say.
+    let good = manifest("web", backend("one")).replacen("name: web,", "name: web, uid: u1,", 1);
+    let bad = |good: &str| good.replace("ready: true", "ready: perhaps");
+    bench.write("web.yaml", &good);
+    let vip = bench.serving("web");
+    assert_eq!(reason("web"), None);
+    bench.write("web.yaml", &bad(&good));
+    let text = eventually("a reason", || reason("web"));
+    for part in [
+        "web.yaml:",
+        "EndpointSlice n/web-1",
+        "endpoints[0]",
+        "last good",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!(ask(vip).expect("served by the last good one"), "one");
+    // One that never was good, and one that comes with the next reading of its Service.
+    bench.write("new.yaml", &bad(&manifest("new", backend("two"))));
+    eventually("a reason", || reason("new"));
+    bench.write("web.yaml", &good);
+    eventually("solved", || reason("web").is_none().then_some(()));
+    bench.write("new.yaml", &manifest("new", backend("two")));
+    bench.serving("new");
+    eventually("solved", || reason("new").is_none().then_some(()));
+}
+
+#[test]
 fn a_restart_keeps_addresses() {
     let bench = Bench::start(4);
     let one = backend("one");

@@ -87,6 +87,7 @@ pub(super) fn whole(path: &Arc<PathBuf>, message: String) -> Problem {
         level: Level::Error,
         location: place(path, Position::START),
         object: None,
+        service: None,
         duplicate: false,
         message,
         excerpt: String::new(),
@@ -151,7 +152,7 @@ impl<'a> Reading<'a> {
             Err(error) => {
                 self.objects.clone_from(self.old);
                 let message = keeping(&error.message, self.old.len());
-                self.problem(text, error.at, None, message);
+                self.problem(text, error.at, (None, None), message);
             }
         }
     }
@@ -173,7 +174,7 @@ impl<'a> Reading<'a> {
             Some(_) => {
                 self.nameless = true;
                 let message = "items: is not a list".to_owned();
-                return self.problem(text, document.at, None, message);
+                return self.problem(text, document.at, (None, None), message);
             }
         };
         for (index, item) in items.iter().enumerate() {
@@ -223,6 +224,7 @@ impl<'a> Reading<'a> {
 
     fn refuse(&mut self, text: &str, value: &Value, at: Position, error: &FieldError) {
         let key = self.reader.key_of(value);
+        let mut service = self.reader.service_of(value);
         let mut message = error.to_string();
         match &key {
             Some(key) => {
@@ -230,6 +232,10 @@ impl<'a> Reading<'a> {
                 if let Some(old) = self.old.get(&name) {
                     message.push_str("; the last good version stays in use");
                     let old = old.clone();
+                    // What is in use says whose it is.
+                    if let Object::EndpointSlice(slice) = &old {
+                        service = slice.service_key();
+                    }
                     self.objects.entry(name).or_insert(old);
                 }
             }
@@ -240,15 +246,24 @@ impl<'a> Reading<'a> {
             return;
         }
         let at = locate(text, at, &error.path.0);
-        self.problem(text, at, key, message);
+        self.problem(text, at, (key, service), message);
     }
 
-    fn problem(&mut self, text: &str, at: Position, object: Option<Key>, message: String) {
+    /// `about`: the object, and the Service that uses it.
+    fn problem(
+        &mut self,
+        text: &str,
+        at: Position,
+        about: (Option<Key>, Option<Key>),
+        message: String,
+    ) {
+        let (object, service) = about;
         let excerpt = excerpt(text, at);
         self.push(Problem {
             level: Level::Error,
             location: place(self.path, at),
             object,
+            service,
             duplicate: false,
             message,
             excerpt,
@@ -277,6 +292,7 @@ impl<'a> Reading<'a> {
                 level: Level::Note,
                 location: place(self.path, at),
                 object: None,
+                service: None,
                 duplicate: false,
                 message: format!("{unread} is not read here: {count} skipped"),
                 excerpt: String::new(),
@@ -308,6 +324,10 @@ pub(super) fn duplicate(second: &Object, first: &Object) -> Problem {
         ),
         location: second_at,
         object: Some(key.clone()),
+        service: match first {
+            Object::EndpointSlice(slice) => slice.service_key(),
+            Object::Service(_) | Object::Node(_) | Object::LoadBalancer(_) => None,
+        },
         duplicate: true,
         excerpt: String::new(),
     }

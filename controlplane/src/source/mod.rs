@@ -44,6 +44,9 @@ pub struct Problem {
     pub location: Location,
     /// The object in question, as far as its name can be read.
     pub object: Option<Key>,
+    /// The Service that uses the object in question, if that is an EndpointSlice; without uid, which
+    /// a slice does not say.
+    pub service: Option<Key>,
     /// Another object of the same name is used instead.
     pub duplicate: bool,
     /// What is wrong and what happens now, on one line.

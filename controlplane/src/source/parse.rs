@@ -118,6 +118,28 @@ impl Reader {
         self.key(&root.field("metadata").ok()??, kind).ok()
     }
 
+    /// The Service that an EndpointSlice, which may otherwise be wrong, says it belongs to, if that
+    /// much of it can be read. Without uid.
+    pub fn service_of(&mut self, value: &Value) -> Option<Key> {
+        let root = Node::root(value);
+        if kind_of(&root).ok()? != Kind::EndpointSlice {
+            return None;
+        }
+        let metadata = root.field("metadata").ok()??;
+        let namespace = match metadata.field("namespace").ok()? {
+            Some(namespace) => namespace.name().ok()?,
+            None => "default",
+        };
+        Some(Key {
+            source: self.source,
+            cluster: Arc::clone(&self.cluster),
+            kind: Kind::Service,
+            namespace: self.share(namespace),
+            name: self.service_name(&root).ok()??,
+            uid: Arc::default(),
+        })
+    }
+
     fn share(&mut self, text: &str) -> Arc<str> {
         if let Some(shared) = self.strings.get(text) {
             return Arc::clone(shared);

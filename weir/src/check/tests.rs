@@ -118,6 +118,24 @@ fn settings_are_judged_and_used() {
 }
 
 #[test]
+fn settings_that_cannot_work_are_errors_with_their_place() {
+    let directory = tempfile::tempdir().expect("temp");
+    let manifest = write(&directory, "a.yaml", SERVICE);
+    let text_of = "pools: [192.0.2.0/28, 192.0.2.8/29]\nconnectTimeout: 0s\n";
+    let settings = write(&directory, "weir.yaml", text_of);
+    let (found, good) = text(&[manifest, settings]);
+    assert!(!good, "{found}");
+    for part in [
+        "weir.yaml:1:1: pools: ",
+        "overlap",
+        "weir.yaml:2:1: connectTimeout: 0s",
+        "2 errors\n",
+    ] {
+        assert!(found.contains(part), "{found}");
+    }
+}
+
+#[test]
 fn a_path_that_is_not_there_is_bad_usage() {
     let error = check(&["/nonexistent/x.yaml".into()]).expect_err("no such path");
     assert_eq!(exit::of(&error), ExitCode::from(exit::USAGE));

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use admin_api::{Address, Server};
 use anyhow::Context;
-use controlplane::allocate::Pools;
 use controlplane::control::{self, Command, Control};
 use controlplane::object::SourceId;
 use controlplane::source::directory;
@@ -19,7 +18,6 @@ use super::lock::lock;
 use super::places;
 use super::view::View;
 use crate::check;
-use crate::exit::Usage;
 use crate::settings::{EngineName, Settings};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
@@ -176,19 +174,14 @@ fn control_settings(
         .iter()
         .enumerate()
         .map(|(number, path)| directory::Settings::new(path.clone(), SourceId(number as u16)));
-    let mut own = settings.node_port_addresses.clone();
-    if let Some(admin) = &settings.admin
-        && let Address::Loopback(address) = admin.0
-    {
-        own.push(address.ip());
-    }
+    let own = settings.own_addresses();
     let rules = Rules {
         own_addresses: own.clone(),
         ..check::rules(settings)
     };
     Ok(control::Settings {
         rules,
-        pools: pools(settings, &own)?,
+        pools: settings.pools(own)?,
         defaults: settings.defaults(),
         directories: directories.collect(),
         state_dir: Some(state_dir.to_owned()),
@@ -197,22 +190,6 @@ fn control_settings(
         drain_timeout: settings.drain_timeout,
         confirm_deletions: settings.confirm_deletions,
     })
-}
-
-/// Ranges of one name are one pool; those without a name are one each, in the order given.
-fn pools(settings: &Settings, own: &[std::net::IpAddr]) -> anyhow::Result<Pools> {
-    let mut given: Vec<(Option<Arc<str>>, Vec<_>)> = Vec::new();
-    for entry in &settings.pools {
-        let name: Option<Arc<str>> = entry.name.as_deref().map(Arc::from);
-        let same = given
-            .iter_mut()
-            .find(|(other, _)| name.is_some() && *other == name);
-        match same {
-            Some((_, ranges)) => ranges.push(entry.range),
-            None => given.push((name, vec![entry.range])),
-        }
-    }
-    Pools::new(given, own.iter().copied()).map_err(|error| Usage(error.to_string()).into())
 }
 
 fn pools_text(settings: &Settings) -> String {

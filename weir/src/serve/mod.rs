@@ -33,10 +33,15 @@ pub fn run(args: Box<ServeArgs>) -> anyhow::Result<ExitCode> {
     // What everything written in Rust listens to counts where our own variable does not speak.
     layer.log = layer.log.or_else(|| std::env::var("RUST_LOG").ok());
     let file = settings::load(config.as_deref())?;
+    let problems = settings::judge(&layer, &file, config.as_deref());
     let settings = Settings::new(layer, file);
     if settings.manifests.is_none() {
         let hint = "say where the Services are: weir serve --manifests DIR (or manifests: in the settings file)";
         return Err(Usage(hint.to_owned()).into());
+    }
+    if !problems.is_empty() {
+        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        return Err(Usage(problems.join("\n")).into());
     }
     let telemetry = Telemetry::start(settings.log_format, &settings.log)?;
     let drain_timeout = settings.drain_timeout;

@@ -3,9 +3,11 @@
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use admin_api::Address;
+use controlplane::allocate::{PoolError, Pools};
 use controlplane::compile::Defaults;
 
 use super::layer::Layer;
@@ -143,6 +145,37 @@ impl Settings {
             ..Layer::default()
         };
         Ok(Settings::new(layer, Layer::default()))
+    }
+
+    /// Addresses that are this appliance's own and never a Service's: node-port fronts and the
+    /// admin listener.
+    pub fn own_addresses(&self) -> Vec<IpAddr> {
+        let mut own = self.node_port_addresses.clone();
+        if let Some(AdminAddress(Address::Loopback(address))) = &self.admin {
+            own.push(address.ip());
+        }
+        own
+    }
+
+    /// Ranges of one name are one pool; those without a name are one each, in the order given.
+    /// Addresses of `own` are given to nobody.
+    ///
+    /// # Errors
+    ///
+    /// Two ranges overlap, or two pools have one name.
+    pub fn pools(&self, own: Vec<IpAddr>) -> Result<Pools, PoolError> {
+        let mut given: Vec<(Option<Arc<str>>, Vec<_>)> = Vec::new();
+        for entry in &self.pools {
+            let name: Option<Arc<str>> = entry.name.as_deref().map(Arc::from);
+            let same = given
+                .iter_mut()
+                .find(|(other, _)| name.is_some() && *other == name);
+            match same {
+                Some((_, ranges)) => ranges.push(entry.range),
+                None => given.push((name, vec![entry.range])),
+            }
+        }
+        Pools::new(given, own)
     }
 
     /// What a Service that does not say otherwise gets.

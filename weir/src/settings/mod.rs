@@ -4,12 +4,14 @@
 
 mod effective;
 mod file;
+mod judge;
 mod layer;
 mod problem;
 mod values;
 
 pub use effective::Settings;
 pub use file::load;
+pub use judge::judge;
 pub use layer::Layer;
 pub use problem::Problem;
 pub use values::{EngineName, LogFormat};

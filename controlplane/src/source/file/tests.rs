@@ -245,6 +245,36 @@ fn a_refused_object_keeps_its_own_last_good_version() {
     );
 }
 
+fn slice(service: &str, ready: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: x-1, labels: {{kubernetes.io/service-name: {service}}}}}\naddressType: IPv4\nendpoints: [{{addresses: [10.0.0.1], conditions: {{ready: {ready}}}}}]\n"
+    )
+}
+
+#[test]
+fn a_refused_slice_names_the_service_that_uses_it() {
+    let service = |file: &File| -> Vec<Option<String>> {
+        let services = file.problems.iter().map(|problem| &problem.service);
+        services
+            .map(|key| key.as_ref().map(ToString::to_string))
+            .collect()
+    };
+    // Never good: its own label counts, with or without a name.
+    let bad = yaml(&slice("a", "perhaps"));
+    assert_eq!(service(&bad), [Some("default/a".to_owned())]);
+    let unnamed = yaml(&slice("a", "true").replace("x-1", "[1]"));
+    assert_eq!(service(&unnamed), [Some("default/a".to_owned())]);
+    assert!(unnamed.problems[0].object.is_none());
+    let unlabelled = yaml(&slice("[1]", "true"));
+    assert_eq!(service(&unlabelled), [None]);
+    // What is in use is the last good one: its label counts.
+    let good = yaml(&slice("a", "true"));
+    let bad = load("web.yaml", slice("b", "perhaps").as_bytes(), Some(&good));
+    assert_eq!(service(&bad), [Some("default/a".to_owned())]);
+    let twice = yaml(&format!("{0}---\n{0}", slice("a", "true")));
+    assert_eq!(service(&twice), [Some("default/a".to_owned())]);
+}
+
 #[test]
 fn an_object_whose_name_cannot_be_read_deletes_nothing() {
     let good = yaml(&format!(

@@ -44,7 +44,7 @@ impl Reader {
         })
     }
 
-    fn service_name(&mut self, root: &Node<'_>) -> Result<Option<Arc<str>>, FieldError> {
+    pub(super) fn service_name(&mut self, root: &Node<'_>) -> Result<Option<Arc<str>>, FieldError> {
         let metadata = root.required("metadata")?;
         match metadata.field("labels")? {
             Some(labels) => self.optional_text(&labels, annotations::LABEL_SERVICE_NAME),
