@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 CARGO ?= cargo
+# How long each open-ended test of `make soak` goes on, in seconds.
+SOAK ?= 120
 
 .PHONY: help demo test check bench soak fmt setup-build setup-test
 
@@ -24,7 +26,7 @@ bench: setup-build ## run the micro benches (TESTS=filter selects)
 	$(CARGO) bench --locked -p benches -- $(TESTS)
 
 soak: setup-build setup-test ## the long forms of the tests: minutes to an hour, before a release
-	@WEIR_SOAK=1 weir/tests/run.sh --release -p lb-core -p controlplane -p weir -- --include-ignored
+	@WEIR_SOAK=$(SOAK) weir/tests/run.sh --release --workspace -- --include-ignored
 
 fmt: ## format the code
 	$(CARGO) fmt --all

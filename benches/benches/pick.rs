@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use benches::{Free, KEY, backends, frontend, mixed};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use lb_core::balance::{Algorithm, key_hash};
+use lb_core::balance::Algorithm;
 use lb_core::table::{Pool, TableBuilder};
 
 fn pool(algorithm: Algorithm, size: u32, weights: &[u16]) -> Arc<Pool> {
@@ -55,7 +55,7 @@ fn pick(c: &mut Criterion) {
     c.bench_function("key_hash", |b| {
         let key = frontend(1, Algorithm::Consistent, Vec::new()).key;
         let client: SocketAddr = ([198, 51, 100, 1], 40_000).into();
-        b.iter(|| key_hash(&KEY, black_box(client), black_box(&key), false));
+        b.iter(|| black_box(&key).hash(&KEY, black_box(client), false));
     });
 }
 

@@ -8,8 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher13 as SipHasher13x128};
 
-use crate::table::{FrontendKey, Protocol};
-
 /// The 128-bit key of every hash that decides a backend. A secret: `Debug` does not show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HashKey(pub [u8; 16]);
@@ -20,39 +18,35 @@ impl fmt::Debug for HashKey {
     }
 }
 
-/// The hash by which `client` is given a backend of `frontend`: of client address and port, VIP,
-/// port and protocol; or, with `by_client_only` (affinity), of the client's address alone, so that
-/// every connection of a client has the same hash.
+/// The hash of a whole tuple: client address and port, VIP and port, protocol (its IANA number).
 ///
 /// A v4-mapped client hashes as the IPv4 address that it is.
-pub fn key_hash(
-    key: &HashKey,
-    client: SocketAddr,
-    frontend: &FrontendKey,
-    by_client_only: bool,
-) -> u64 {
+pub fn tuple_hash(key: &HashKey, client: SocketAddr, to: SocketAddr, protocol: u8) -> u64 {
     // One buffer and one write: the hasher's cost per call is more than that per byte.
     let mut bytes = [0u8; 37];
     bytes[..16].copy_from_slice(&octets(client.ip()));
-    let used = if by_client_only {
-        16
-    } else {
-        bytes[16..18].copy_from_slice(&client.port().to_be_bytes());
-        bytes[18..34].copy_from_slice(&octets(frontend.address));
-        bytes[34..36].copy_from_slice(&frontend.port.get().to_be_bytes());
-        bytes[36] = match frontend.protocol {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-        };
-        37
-    };
+    bytes[16..18].copy_from_slice(&client.port().to_be_bytes());
+    bytes[18..34].copy_from_slice(&octets(to.ip()));
+    bytes[34..36].copy_from_slice(&to.port().to_be_bytes());
+    bytes[36] = protocol;
+    keyed(key, &bytes)
+}
+
+/// The hash of the client's address alone, for affinity: every connection of a client has the same.
+///
+/// A v4-mapped client hashes as the IPv4 address that it is.
+pub fn client_hash(key: &HashKey, client: IpAddr) -> u64 {
+    keyed(key, &octets(client))
+}
+
+fn keyed(key: &HashKey, bytes: &[u8]) -> u64 {
     let mut hasher = SipHasher13::new_with_key(&key.0);
-    hasher.write(&bytes[..used]);
+    hasher.write(bytes);
     hasher.finish()
 }
 
 /// Two independent words for a backend: the 128-bit form of the hash, so that neither says
-/// anything about a [`key_hash`].
+/// anything about the hash of a client.
 pub(super) fn backend_seed(key: &HashKey, backend: SocketAddr) -> (u64, u64) {
     let mut bytes = [0u8; 22];
     bytes[..16].copy_from_slice(&octets(backend.ip()));
@@ -77,31 +71,25 @@ fn octets(address: IpAddr) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::num::NonZeroU16;
 
-    fn frontend(port: u16, protocol: Protocol) -> FrontendKey {
-        FrontendKey {
-            address: "192.0.2.1".parse().unwrap(),
-            port: NonZeroU16::new(port).unwrap(),
-            protocol,
-        }
+    const TCP: u8 = 6;
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
     }
 
     #[test]
     fn every_part_of_the_tuple_counts() {
         let key = HashKey([7; 16]);
-        let tcp = frontend(80, Protocol::Tcp);
-        let client: SocketAddr = "198.51.100.1:4000".parse().unwrap();
-        let base = key_hash(&key, client, &tcp, false);
-        let mut other_vip = tcp;
-        other_vip.address = "192.0.2.2".parse().unwrap();
+        let (client, to) = (at("198.51.100.1:4000"), at("192.0.2.1:80"));
+        let base = tuple_hash(&key, client, to, TCP);
         let others = [
-            key_hash(&HashKey([8; 16]), client, &tcp, false),
-            key_hash(&key, "198.51.100.2:4000".parse().unwrap(), &tcp, false),
-            key_hash(&key, "198.51.100.1:4001".parse().unwrap(), &tcp, false),
-            key_hash(&key, client, &other_vip, false),
-            key_hash(&key, client, &frontend(81, Protocol::Tcp), false),
-            key_hash(&key, client, &frontend(80, Protocol::Udp), false),
+            tuple_hash(&HashKey([8; 16]), client, to, TCP),
+            tuple_hash(&key, at("198.51.100.2:4000"), to, TCP),
+            tuple_hash(&key, at("198.51.100.1:4001"), to, TCP),
+            tuple_hash(&key, client, at("192.0.2.2:80"), TCP),
+            tuple_hash(&key, client, at("192.0.2.1:81"), TCP),
+            tuple_hash(&key, client, to, 17),
         ];
         assert!(others.iter().all(|&other| other != base));
     }
@@ -109,21 +97,17 @@ mod tests {
     #[test]
     fn with_affinity_only_the_clients_address_counts() {
         let key = HashKey([7; 16]);
-        let (tcp, udp) = (frontend(80, Protocol::Tcp), frontend(53, Protocol::Udp));
-        let a = key_hash(&key, "198.51.100.1:4000".parse().unwrap(), &tcp, true);
-        let b = key_hash(&key, "[::ffff:198.51.100.1]:9".parse().unwrap(), &udp, true);
-        let c = key_hash(&key, "198.51.100.2:4000".parse().unwrap(), &tcp, true);
-        assert_eq!(a, b);
-        assert_ne!(a, c);
+        let hash = |client: &str| client_hash(&key, client.parse().unwrap());
+        assert_eq!(hash("198.51.100.1"), hash("::ffff:198.51.100.1"));
+        assert_ne!(hash("198.51.100.1"), hash("198.51.100.2"));
     }
 
     /// Appliances of different versions must agree: these values may never change.
     #[test]
     fn hashes_are_the_same_on_every_machine() {
         let key = HashKey(*b"0123456789abcdef");
-        let client: SocketAddr = "198.51.100.1:4000".parse().unwrap();
-        let hash = key_hash(&key, client, &frontend(80, Protocol::Tcp), false);
-        let seed = backend_seed(&key, "10.0.0.1:8080".parse().unwrap());
+        let hash = tuple_hash(&key, at("198.51.100.1:4000"), at("192.0.2.1:80"), TCP);
+        let seed = backend_seed(&key, at("10.0.0.1:8080"));
         assert_eq!(hash, 10_095_478_184_769_681_340);
         assert_eq!(
             seed,

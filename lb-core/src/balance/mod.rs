@@ -5,17 +5,17 @@
 //! busy each is, and its own source of chance. Whatever the algorithm, passing over a backend moves
 //! the keys of that backend and no other's, and the answer is `None` only if nothing is left.
 //!
-//! Only backends that are active and of weight above zero enter an index; the numbers it answers
-//! are positions in the pool's own list all the same.
+//! Only backends of weight above zero enter an index; the numbers it answers are positions in the
+//! pool's own list all the same.
 
 mod key;
 mod maglev;
 mod rendezvous;
 mod weighted;
 
-use crate::table::{Backend, BackendState};
+use std::net::SocketAddr;
 
-pub use key::{HashKey, key_hash};
+pub use key::{HashKey, client_hash, tuple_hash};
 pub use maglev::MAX_BACKENDS as MAX_MAGLEV_BACKENDS;
 
 use maglev::Maglev;
@@ -78,31 +78,37 @@ enum Kind {
 }
 
 impl Index {
-    /// An index over those of `backends` that may take new work. Backends' seeds come from `key`
-    /// and their addresses alone, so that appliances with one key agree.
+    /// An index over a pool's list of addresses and weights, of which those of weight 0 take no new
+    /// work. Backends' seeds come from `key` and their addresses alone, so that appliances with one
+    /// key agree.
     ///
     /// The caller keeps a Maglev pool within [`MAX_MAGLEV_BACKENDS`]: beyond it the table would
     /// hold fewer than 1,000 places per backend.
-    pub(crate) fn new(algorithm: Algorithm, backends: &[Backend], key: &HashKey) -> Index {
+    pub(crate) fn new(
+        algorithm: Algorithm,
+        backends: impl ExactSizeIterator<Item = (SocketAddr, u16)>,
+        key: &HashKey,
+    ) -> Index {
+        let size = backends.len();
         let members: Vec<Member> = (0u32..)
             .zip(backends)
-            .filter(|(_, b)| b.state == BackendState::Active && b.weight > 0)
-            .map(|(index, b)| Member {
+            .filter(|(_, (_, weight))| *weight > 0)
+            .map(|(index, (address, weight))| Member {
                 index,
-                weight: b.weight,
-                seed: key::backend_seed(key, b.address),
+                weight,
+                seed: key::backend_seed(key, address),
             })
             .collect();
         Index(match algorithm {
             Algorithm::Consistent => Kind::Consistent(Rendezvous::new(&members)),
-            Algorithm::Maglev => Kind::Maglev(Maglev::new(&members, backends.len())),
+            Algorithm::Maglev => Kind::Maglev(Maglev::new(&members, size)),
             Algorithm::RoundRobin => Kind::RoundRobin(Weighted::new(&members)),
             Algorithm::Random => Kind::Random(Weighted::new(&members)),
             Algorithm::LeastConnections => Kind::LeastConnections(Weighted::new(&members)),
         })
     }
 
-    /// The backend for a client whose [`key_hash`] is `hash`, as a position in the pool's list;
+    /// The backend for a client whose [`tuple_hash`] or [`client_hash`] is `hash`, as a position in the pool's list;
     /// `None` if every usable backend is skipped, or none is usable.
     pub fn pick(&self, hash: u64, view: &mut impl View) -> Option<usize> {
         match &self.0 {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::table::{Backend, BackendState};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -57,7 +58,8 @@ fn equal(count: u32) -> Vec<Backend> {
 }
 
 fn index(algorithm: Algorithm, backends: &[Backend]) -> Index {
-    Index::new(algorithm, backends, &KEY)
+    let candidates = backends.iter().map(Backend::candidate);
+    Index::new(algorithm, candidates, &KEY)
 }
 
 fn address(index: &Index, backends: &[Backend], hash: u64) -> Option<SocketAddr> {
@@ -366,9 +368,13 @@ fn a_draining_backend_of_a_maglev_pool_does_not_resize_the_table() {
 fn one_key_agrees_and_another_does_not() {
     let pool = equal(20);
     for algorithm in [Algorithm::Consistent, Algorithm::Maglev] {
-        let here = Index::new(algorithm, &pool, &KEY);
-        let there = Index::new(algorithm, &pool, &KEY);
-        let foreign = Index::new(algorithm, &pool, &HashKey([4; 16]));
+        let here = Index::new(algorithm, pool.iter().map(Backend::candidate), &KEY);
+        let there = Index::new(algorithm, pool.iter().map(Backend::candidate), &KEY);
+        let foreign = Index::new(
+            algorithm,
+            pool.iter().map(Backend::candidate),
+            &HashKey([4; 16]),
+        );
         let picks = |index: &Index| -> Vec<_> {
             (0..100).map(|n| address(index, &pool, mixed(n))).collect()
         };

@@ -16,7 +16,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::balance::Algorithm;
+use crate::balance::{Algorithm, client_hash, tuple_hash};
 
 pub use crate::balance::HashKey;
 pub use builder::{MAX_POOL_BACKENDS, MAX_TIMEOUT, TableBuilder, TableError};
@@ -42,6 +42,22 @@ pub struct FrontendKey {
     pub port: NonZeroU16,
     /// The protocol.
     pub protocol: Protocol,
+}
+
+impl FrontendKey {
+    /// The hash by which `client` is given a backend here; with `by_client_only` (affinity) every
+    /// connection of a client has the same.
+    pub fn hash(&self, key: &HashKey, client: SocketAddr, by_client_only: bool) -> u64 {
+        if by_client_only {
+            return client_hash(key, client.ip());
+        }
+        let to = SocketAddr::new(self.address, self.port.get());
+        let protocol = match self.protocol {
+            Protocol::Tcp => 6,
+            Protocol::Udp => 17,
+        };
+        tuple_hash(key, client, to, protocol)
+    }
 }
 
 impl fmt::Display for FrontendKey {
@@ -87,6 +103,16 @@ pub struct Backend {
     pub weight: u16,
     /// May it take new work?
     pub state: BackendState,
+}
+
+impl Backend {
+    /// As balancing sees it: an address, and a weight that is 0 if it takes no new work.
+    pub(crate) fn candidate(&self) -> (SocketAddr, u16) {
+        match self.state {
+            BackendState::Active => (self.address, self.weight),
+            BackendState::Draining => (self.address, 0),
+        }
+    }
 }
 
 /// What clients may do, and for how long.

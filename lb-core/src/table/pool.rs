@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Backend, BackendState};
+use super::Backend;
 use crate::balance::{Algorithm, HashKey, Index, View};
 
 /// A frontend's backends and how one of them is chosen. Never changes; equal if its backends and
@@ -19,7 +19,7 @@ pub struct Pool {
 impl Pool {
     /// Freezes `backends`, which are [`canonical`], for a table of `key`.
     pub(super) fn new(backends: Vec<Backend>, algorithm: Algorithm, key: &HashKey) -> Pool {
-        let index = Index::new(algorithm, &backends, key);
+        let index = Index::new(algorithm, backends.iter().map(Backend::candidate), key);
         Pool {
             backends: backends.into(),
             algorithm,
@@ -29,12 +29,10 @@ impl Pool {
 
     /// Does any backend take new work? If not, the frontend is a closed port.
     pub fn has_usable(&self) -> bool {
-        self.backends
-            .iter()
-            .any(|b| b.state == BackendState::Active && b.weight > 0)
+        self.backends.iter().any(|b| b.candidate().1 > 0)
     }
 
-    /// The backend for a client whose [`key_hash`](crate::balance::key_hash) is `hash`, as a
+    /// The backend for a client whose [hash](super::FrontendKey::hash) is `hash`, as a
     /// position in `backends`; `None` if every usable backend is skipped, or none is usable.
     pub fn pick(&self, hash: u64, view: &mut impl View) -> Option<usize> {
         self.index.pick(hash, view)

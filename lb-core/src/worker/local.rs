@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::cx::{Cx, Rng};
 use crate::affinity::Pins;
-use crate::balance::{View, key_hash};
+use crate::balance::View;
 use crate::stats::FrontendCounters;
 use crate::table::{BackendState, Frontend, FrontendKey, Policy, Pool, Slot};
 use crate::time::Time;
@@ -213,13 +213,13 @@ impl Local {
     ) -> Option<Claim> {
         let frontend = self.frontend.borrow();
         let Some(timeout) = frontend.policy.affinity else {
-            let hash = key_hash(&cx.hash_key, client, &self.key, false);
+            let hash = self.key.hash(&cx.hash_key, client, false);
             return self.balance(&frontend.pool, cx, hash, tried);
         };
         if let Some(claim) = self.pinned(&frontend.pool, cx, client, tried) {
             return Some(claim);
         }
-        let hash = key_hash(&cx.hash_key, client, &self.key, true);
+        let hash = self.key.hash(&cx.hash_key, client, true);
         let claim = self.balance(&frontend.pool, cx, hash, tried)?;
         let mut pins = self.pins.borrow_mut();
         let pins = pins.get_or_insert_with(|| Pins::new(cx.limits.pins, timeout, &cx.pin_key));
