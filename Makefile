@@ -12,7 +12,9 @@ help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: setup-build ## build Weir and watch it roll backends under load (no root, no cluster; Ctrl-C ends)
-	$(CARGO) run --release --locked -q -p weir -- demo $(DEMO)
+	@echo "building Weir: some minutes the first time"
+	$(CARGO) build --release --locked -p weir
+	@target/release/weir demo $(DEMO)
 
 test: setup-build setup-test ## run every test; ends with what ran, and what was skipped and why
 	@weir/tests/run.sh

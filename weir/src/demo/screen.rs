@@ -65,7 +65,8 @@ impl Screen {
     ) {
         let text = if self.terminal {
             let text = self.table(title, backends, tally, rolled);
-            // Back to the first line of what was drawn before, then over it.
+            // Back to the first line of what was drawn before, then over it; without wrapping, or a
+            // narrow terminal would have more lines than were counted.
             let up = if self.drawn > 0 {
                 format!("\x1b[{}A", self.drawn)
             } else {
@@ -73,7 +74,7 @@ impl Screen {
             };
             self.drawn = text.lines().count();
             format!(
-                "{up}{}",
+                "\x1b[?7l{up}{}\x1b[?7h",
                 text.lines()
                     .fold(String::new(), |all, line| all + line + "\x1b[K\n")
             )
@@ -112,8 +113,8 @@ impl Screen {
         rolled: usize,
     ) -> String {
         let mut text = format!(
-            "{title}\n\n  {:<12} {:<13} {:<12} {:>6} {:>12} {:>10} {:>10}\n",
-            "BACKEND", "ADDRESS", "STATE", "OPEN", "CONNECTIONS", "REQUESTS", "DATAGRAMS"
+            "{title}\n\n  {:<11} {:<13} {:<11} {:>5} {:>6} {:>9} {:>9}\n",
+            "BACKEND", "ADDRESS", "STATE", "OPEN", "CONNS", "REQUESTS", "DATAGRAMS"
         );
         let first = backends.len().saturating_sub(ROWS);
         for (backend, stage) in &backends[first..] {
@@ -125,7 +126,7 @@ impl Screen {
             let served = &backend.served;
             let _ = writeln!(
                 text,
-                "  {on}{:<12} {:<13} {:<12} {:>6} {:>12} {:>10} {:>10}{off}",
+                "  {on}{:<11} {:<13} {:<11} {:>5} {:>6} {:>9} {:>9}{off}",
                 backend.name,
                 backend.address,
                 stage.word(),
@@ -140,7 +141,7 @@ impl Screen {
         }
         let _ = writeln!(
             text,
-            "\n  {:.0} s, {rolled} backends replaced.  {}",
+            "\n  {:.0} s, {rolled} backends replaced\n  {}",
             self.begun.elapsed().as_secs_f64(),
             totals(tally)
         );
