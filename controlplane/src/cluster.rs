@@ -43,6 +43,8 @@ pub struct Cluster {
     slices_of: BTreeMap<Id, BTreeSet<Id>>,
     listings: BTreeMap<(SourceId, Kind), Listing>,
     dirty: BTreeSet<Key>,
+    /// A node changed, at which any Service may look. A list of 5,000 nodes is one such change.
+    all_dirty: bool,
 }
 
 impl Cluster {
@@ -82,6 +84,11 @@ impl Cluster {
     /// The keys of Services and ready-made load balancers that may translate differently than
     /// when this was last asked; also of those that are gone.
     pub fn take_dirty(&mut self) -> BTreeSet<Key> {
+        if std::mem::take(&mut self.all_dirty) {
+            let keys = self.services.values();
+            self.dirty
+                .extend(keys.map(|entry| entry.object.meta.key.clone()));
+        }
         std::mem::take(&mut self.dirty)
     }
 
@@ -157,7 +164,7 @@ impl Cluster {
             Object::EndpointSlice(object) => self.apply_slice(id, object, seen),
             Object::Node(object) => {
                 if put(&mut self.nodes, id, object, seen).changed {
-                    self.every_service_is_dirty();
+                    self.all_dirty = true;
                 }
             }
             Object::LoadBalancer(object) => {
@@ -243,7 +250,7 @@ impl Cluster {
                 let entry = self.nodes.get(&id);
                 if entry.is_some_and(|entry| entry.object.meta.key == *key) {
                     self.nodes.remove(&id);
-                    self.every_service_is_dirty();
+                    self.all_dirty = true;
                 }
             }
             Kind::LoadBalancer => {
@@ -275,7 +282,7 @@ impl Cluster {
                 let missing = missing(&self.nodes, source, number);
                 if !missing.is_empty() {
                     missing.iter().for_each(|id| drop(self.nodes.remove(id)));
-                    self.every_service_is_dirty();
+                    self.all_dirty = true;
                 }
             }
             Kind::LoadBalancer => {
@@ -368,13 +375,6 @@ impl Cluster {
         let service = self.services.get(service);
         self.dirty
             .extend(service.map(|service| service.object.meta.key.clone()));
-    }
-
-    /// Nodes change rarely, and any Service may look at them.
-    fn every_service_is_dirty(&mut self) {
-        let keys = self.services.values();
-        self.dirty
-            .extend(keys.map(|entry| entry.object.meta.key.clone()));
     }
 }
 

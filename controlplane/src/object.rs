@@ -5,7 +5,7 @@
 //! mean different things by the same text.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
@@ -69,7 +69,14 @@ pub struct Location {
 
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.file.display(), self.line, self.column)
+        // A file's name is anybody's text: it may hold line feeds and what terminals obey.
+        for c in self.file.to_string_lossy().chars() {
+            match c {
+                '"' | '\'' | '\\' => f.write_char(c)?,
+                c => c.escape_debug().try_for_each(|c| f.write_char(c))?,
+            }
+        }
+        write!(f, ":{}:{}", self.line, self.column)
     }
 }
 
@@ -362,4 +369,27 @@ pub enum Event {
     Delete(Key),
     /// The list is complete.
     InitDone(Kind),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_one_line_that_no_terminal_obeys() {
+        let shown = |file: &str| {
+            let file = Arc::new(PathBuf::from(file));
+            let (line, column) = (3, 7);
+            Location { file, line, column }.to_string()
+        };
+        assert_eq!(
+            shown("/etc/weir/wär 'x'.yaml"),
+            "/etc/weir/wär 'x'.yaml:3:7"
+        );
+        let hostile = shown("a\n2026 INFO all is well\x1b[2J\u{202e}.yaml");
+        assert_eq!(
+            hostile,
+            r"a\n2026 INFO all is well\u{1b}[2J\u{202e}.yaml:3:7"
+        );
+    }
 }

@@ -257,6 +257,26 @@ pub enum Reason {
         /// Which frontend, why, and what is possible.
         problem: Arc<str>,
     },
+    /// The ports times the endpoints are more than one Service may ask for.
+    #[error(
+        "its ports and endpoints make {count} backends and {most} is the most of one Service; split it"
+    )]
+    TooManyBackends {
+        /// How many they make.
+        count: usize,
+        /// How many are possible.
+        most: usize,
+    },
+    /// Maglev was asked for, for more frontends than one Service may have tables for.
+    #[error(
+        "it has {count} ports on its addresses and asks for maglev, which {most} at most may: consistent is used instead"
+    )]
+    MaglevTooManyPorts {
+        /// How many there are.
+        count: usize,
+        /// How many are possible.
+        most: usize,
+    },
     /// Maglev was asked for, for more backends than its table holds.
     #[error(
         "{frontend} has {count} backends and maglev takes {most} at most: consistent is used instead"
@@ -370,6 +390,8 @@ codes!(
     SharingRefused,
     FrontendTaken,
     FrontendInvalid,
+    TooManyBackends,
+    MaglevTooManyPorts,
     MaglevPoolTooLarge,
     AddressNotAdded,
     NotListening,
@@ -399,6 +421,7 @@ impl Reason {
             | BadAddressRequest { .. }
             | ConflictingRequest { .. }
             | RequestedFamily { .. }
+            | TooManyBackends { .. }
             | FrontendInvalid { .. } => Severity::Refused,
             NoUsableEndpoint { .. }
             | PortNameMismatch { .. }
@@ -420,6 +443,7 @@ impl Reason {
             | MoreEndpointsRefused { .. }
             | OnlyTerminatingEndpoints { .. }
             | CrossFamily { .. }
+            | MaglevTooManyPorts { .. }
             | MaglevPoolTooLarge { .. }
             | ClientAddressNotKept
             | AddressOutsidePools { .. }

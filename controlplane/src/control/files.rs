@@ -6,7 +6,7 @@
 //! `"writtenBy": "weir"`; a file that does not do both is neither replaced nor removed.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use lb_core::table::Protocol;
@@ -73,7 +73,14 @@ impl StatusFiles {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
         }
         let temporary = self.directory.join(TEMPORARY);
-        fs::write(&temporary, text)?;
+        // Whatever lies there is an earlier try of ours, or a trap: a link to be written through, a
+        // named pipe to wait at.
+        match fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = fs::File::create_new(&temporary)?;
+        file.write_all(text.as_bytes())?;
         fs::rename(&temporary, path)
     }
 
@@ -206,6 +213,22 @@ mod tests {
             reasons: Vec::new(),
             settling: false,
         }
+    }
+
+    #[test]
+    fn no_link_in_the_directory_is_written_through() {
+        let directory = tempfile::tempdir().expect("temp");
+        let precious = directory.path().join("precious");
+        fs::write(&precious, "text").expect("write");
+        let mut files = StatusFiles::new(&directory.path().join("status"));
+        let trap = directory.path().join("status").join(TEMPORARY);
+        std::os::unix::fs::symlink(&precious, &trap).expect("link");
+        let status = status("web", State::Serving);
+        files.set(&status.key, Some(&status));
+        assert!(!files.failing);
+        assert_eq!(fs::read_to_string(&precious).expect("read"), "text");
+        let written = directory.path().join("status/shop_web.status.json");
+        assert!(fs::symlink_metadata(written).expect("there").is_file());
     }
 
     #[test]

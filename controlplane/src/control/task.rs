@@ -1,7 +1,7 @@
 //! The loop of the control task, on a runtime of its own: waits, lets bursts settle, and does for
 //! real what `line` decides.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ const LONGEST_BURST: Duration = Duration::from_millis(30);
 const EVENTS: usize = 4096;
 /// An address is served once it is written down, or the disk had this long to do so.
 const WRITE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Problems of one object that its status names; the sources' own list has them all.
+const SAID_OF_ONE: usize = 5;
 
 /// Runs until it is told to stop.
 pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
@@ -211,8 +214,9 @@ impl Task<'_> {
 
     /// The sources have something new to say.
     fn problems(&mut self, problems: Vec<Problem>) {
+        let known: HashSet<&Problem> = self.problems.iter().collect();
         for problem in &problems {
-            if !self.problems.contains(problem) {
+            if !known.contains(problem) {
                 match problem.level {
                     Level::Note => tracing::info!("{problem}"),
                     Level::Error => tracing::warn!("{problem}"),
@@ -230,7 +234,11 @@ impl Task<'_> {
                 (None, Some(object)) => (&mut said, object),
                 (None, None) => continue,
             };
-            all.entry(key.clone()).or_default().push(problem.clone());
+            let said = all.entry(key.clone()).or_default();
+            // 10,000 files may each define an object anew.
+            if said.len() < SAID_OF_ONE {
+                said.push(problem.clone());
+            }
         }
         let services = self.said_of_slices.keys().chain(said_of_slices.keys());
         let services = services.filter_map(|key| self.line.named(key));

@@ -10,6 +10,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -233,18 +234,39 @@ pub fn read(path: &Path, reader: &mut Reader, before: &Scan) -> Scan {
         listed: true,
         ..Scan::default()
     };
-    if files.len() > MAX_FILES {
-        let message = format!("has more than {MAX_FILES} files: the rest is not read");
+    let found = files.len();
+    let files = at_most(MAX_FILES, files, before);
+    if files.len() < found {
+        let message = format!(
+            "has {found} files, more than {MAX_FILES}: the rest is not read; put more objects into one file"
+        );
         let problem = file::whole(&Arc::new(path.to_owned()), message);
         scan.problems.push(problem);
     }
     let mut total = 0;
-    for path in files.into_iter().take(MAX_FILES) {
+    for path in files {
         if let Some((path, file)) = read_one(path, reader, before, &mut total) {
             scan.files.insert(path, file);
         }
     }
     scan
+}
+
+/// The first `most` of `files`, in their order; those that are in use before those that are new, so
+/// that nobody's many files take another's out of use.
+fn at_most(most: usize, files: Vec<PathBuf>, before: &Scan) -> Vec<PathBuf> {
+    if files.len() <= most {
+        return files;
+    }
+    let in_use = |path: &PathBuf| before.files.contains_key(path);
+    let mut room = most.saturating_sub(files.iter().filter(|path| in_use(path)).count());
+    let mut has_room = |path: &PathBuf| {
+        let fits = in_use(path) || room > 0;
+        room -= usize::from(fits && !in_use(path));
+        fits
+    };
+    let kept = files.into_iter().filter(|path| has_room(path));
+    kept.take(most).collect()
 }
 
 /// Reads one file; `None` if it is gone meanwhile.
@@ -263,7 +285,9 @@ fn read_one(
     let file = match content(&path, allowed) {
         Ok(content) => {
             *total += content.len() as u64;
-            File::read(&path, &content, reader, old)
+            contained(&path, &content, old, || {
+                File::read(&path, &content, reader, old)
+            })
         }
         // Listed and gone a moment later is gone; a symlink that leads nowhere is not.
         Err(ReadError::Open(error))
@@ -274,6 +298,21 @@ fn read_one(
         Err(error) => File::unreadable(&path, &error.to_string(), old),
     };
     Some((path, file))
+}
+
+/// What `read` makes of the file. If it panics that is a bug of ours, which the runtime tells; it
+/// costs this file its news, and no other file.
+fn contained(
+    path: &Arc<PathBuf>,
+    content: &[u8],
+    old: Option<&File>,
+    read: impl FnOnce() -> File,
+) -> File {
+    // Behind `read` is the reader's set of shared strings, which is whole whatever happens.
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let problem = "cannot be read by a fault of Weir's own: please report this with the file";
+        File::broken(path, content, problem, old)
+    })
 }
 
 /// Why a file cannot be read.
@@ -290,14 +329,24 @@ enum ReadError {
 }
 
 fn content(path: &Path, allowed: u64) -> Result<Vec<u8>, ReadError> {
-    // Without O_NONBLOCK the open of a named pipe would wait for its writer.
+    // Looked at before it is opened: to open some devices is to do something with them.
+    if !fs::metadata(path).map_err(ReadError::Open)?.is_file() {
+        return Err(ReadError::NoFile);
+    }
+    // It may have been swapped meanwhile. Without O_NONBLOCK the open of a named pipe would wait
+    // for its writer; a terminal does not become ours.
     let mut file = OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NONBLOCK)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(ReadError::Open)?;
-    if !file.metadata()?.is_file() {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
         return Err(ReadError::NoFile);
+    }
+    // A file of holes costs its owner nothing, and us as much as any other.
+    if metadata.len() > allowed {
+        return Err(ReadError::TooLarge(allowed));
     }
     let mut content = Vec::new();
     file.by_ref().take(allowed + 1).read_to_end(&mut content)?;

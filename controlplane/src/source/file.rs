@@ -79,6 +79,19 @@ impl File {
             .push(whole(path, keeping(problem, file.objects.len())));
         file
     }
+
+    /// As `unreadable`, and not to be tried again before its content changes.
+    pub fn broken(
+        path: &Arc<PathBuf>,
+        content: &[u8],
+        problem: &str,
+        before: Option<&File>,
+    ) -> File {
+        File {
+            digest: Some(Sha256::digest(content).into()),
+            ..File::unreadable(path, problem, before)
+        }
+    }
 }
 
 /// A problem of a file (or directory) as a whole.

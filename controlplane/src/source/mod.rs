@@ -36,7 +36,7 @@ pub enum Level {
 
 /// Something a source has to say about what it reads. The list of all of them is replaced with
 /// every scan: a problem that is gone was solved.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Problem {
     /// How bad it is.
     pub level: Level,

@@ -27,6 +27,9 @@ impl Position {
     }
 }
 
+/// Deepest indentation of block style that is kept, in characters; far past what anybody writes.
+const MAX_INDENT: u32 = 1024;
+
 /// The place of the field at `path` inside of the object that stands at `object`. As much of the
 /// path as there is decides: for a missing field it is the place of what should hold it. JSON is
 /// read as the YAML that it also is.
@@ -36,15 +39,20 @@ pub(super) fn locate(text: &str, object: Position, path: &[Step]) -> Position {
     let Some(own) = text_from(text, object) else {
         return object;
     };
-    let own = format!("{:1$}{own}", "", object.column as usize - 1);
+    // Only block style asks for its indentation. Far to the right stands a file of one line, whose
+    // length in blanks for each of its problems would cost as much as a parse.
+    let before = object.column - 1;
+    let indent = if before <= MAX_INDENT { before } else { 0 };
+    let own = " ".repeat(indent as usize) + own;
     let mut walk = Walk::new(&own);
     while let Some((event, at)) = walk.next() {
         // A list in block style stands where its first entry does, hence not any node.
         if matches!(event, Event::MappingStart(..)) {
             let at = walk.descend(event, at, path);
+            let shift = if at.line == 1 { before - indent } else { 0 };
             return Position {
                 line: at.line.saturating_add(object.line - 1),
-                ..at
+                column: at.column.saturating_add(shift),
             };
         }
     }

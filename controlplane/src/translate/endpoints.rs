@@ -197,6 +197,14 @@ impl<'a> Endpoints<'a> {
             .any(|slice| numbers(slice.ports, port).next().is_some())
     }
 
+    /// How many backends `port` asks for, those that are written twice counted twice.
+    pub fn size_of(&self, port: &ServicePort) -> usize {
+        let slices = self.slices.iter();
+        slices
+            .map(|slice| numbers(slice.ports, port).count() * slice.candidates.len())
+            .sum()
+    }
+
     /// The endpoints of `family` for `port`, one per address and port number, sorted.
     pub fn of(&self, port: &ServicePort, family: Family) -> Vec<Candidate<'a>> {
         let mut found = Vec::new();

@@ -144,7 +144,7 @@ fn serve(
         key: service.meta.key.clone(),
         created: service.meta.created,
         sources: source_ranges::sources(service, &families, reasons),
-        algorithm: options::algorithm(service, reasons),
+        algorithm: options::algorithm(service, ports.len() * families.len(), reasons),
         affinity: options::affinity(service),
         idle_timeout: options::idle_timeout(service, reasons),
         addressing,

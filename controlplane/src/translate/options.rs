@@ -38,9 +38,12 @@ pub fn affinity(service: &Service) -> Option<Duration> {
         .then_some(AFFINITY_DEFAULT)
 }
 
-/// The balancing algorithm, or the default.
-pub fn algorithm(service: &Service, reasons: &mut Vec<Reason>) -> Algorithm {
-    best(service, Meaning::Algorithm, reasons, |value| {
+/// The most frontends of a Service with a maglev table each: 32 MiB, and a second to build them.
+pub const MAX_MAGLEV_FRONTENDS: usize = 16;
+
+/// The balancing algorithm of a Service with so many `frontends`, or the default.
+pub fn algorithm(service: &Service, frontends: usize, reasons: &mut Vec<Reason>) -> Algorithm {
+    let asked = best(service, Meaning::Algorithm, reasons, |value| {
         Some(match value {
             "consistent" => Algorithm::Consistent,
             "maglev" => Algorithm::Maglev,
@@ -49,8 +52,15 @@ pub fn algorithm(service: &Service, reasons: &mut Vec<Reason>) -> Algorithm {
             "least-connections" => Algorithm::LeastConnections,
             _ => return None,
         })
-    })
-    .unwrap_or_default()
+    });
+    match asked.unwrap_or_default() {
+        Algorithm::Maglev if frontends > MAX_MAGLEV_FRONTENDS => {
+            let (count, most) = (frontends, MAX_MAGLEV_FRONTENDS);
+            reasons.push(Reason::MaglevTooManyPorts { count, most });
+            Algorithm::Consistent
+        }
+        algorithm => algorithm,
+    }
 }
 
 /// When idle TCP connections close, or `None` for the appliance's default.

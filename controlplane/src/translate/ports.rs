@@ -14,6 +14,11 @@ use super::endpoints::{Candidate, Endpoints, Hint, State};
 use super::gate::Front;
 use super::text::shown;
 
+/// Most backends of one Service, over all its ports: the largest pool four times. Each takes some
+/// 300 bytes until it is served, and ports times endpoints are written in few: without an end, a
+/// manifest of 100 KiB takes 20 GB.
+pub const MAX_BACKENDS: usize = 262_144;
+
 /// A port that can be served: what clients dial, and the Service's port it stands for.
 struct Served<'a> {
     number: NonZeroU16,
@@ -30,7 +35,15 @@ pub fn ports(
     endpoints: &Endpoints<'_>,
     reasons: &mut Vec<Reason>,
 ) -> Vec<Port> {
-    let mut made: Vec<Port> = served(service, front, reasons)
+    let served = served(service, front, reasons);
+    let sizes = served.iter().map(|served| endpoints.size_of(served.port));
+    let count: usize = sizes.sum();
+    if count > MAX_BACKENDS {
+        let most = MAX_BACKENDS;
+        reasons.push(Reason::TooManyBackends { count, most });
+        return Vec::new();
+    }
+    let mut made: Vec<Port> = served
         .into_iter()
         .map(|served| {
             let choice = choose(served.port, service.external_traffic_policy, endpoints);

@@ -289,3 +289,70 @@ fn names_of_manifests() {
         assert!(!is_manifest(name), "{name}");
     }
 }
+
+/// A file of holes costs its owner nothing: its length is read and its content is not.
+#[test]
+fn files_of_holes_cost_nothing() {
+    let directory = directory(&[("z.yaml", &service("a", 80))]);
+    for at in 0..200 {
+        let file = fs::File::create(directory.path().join(format!("{at}.yaml"))).expect("made");
+        file.set_len(1 << 40).expect("a hole");
+    }
+    let begun = Instant::now();
+    let scan = scan(directory.path(), &Scan::default());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(names(&scan), ["a"]);
+    assert_eq!(scan.all_problems().len(), 200);
+}
+
+#[test]
+fn a_device_is_not_opened() {
+    let directory = directory(&[("z.yaml", &service("a", 80))]);
+    symlink("/dev/zero", directory.path().join("zero.yaml")).expect("a link");
+    let scan = scan(directory.path(), &Scan::default());
+    assert_eq!(names(&scan), ["a"]);
+    let said = scan.all_problems();
+    assert!(said[0].message.contains("is no regular file"), "{said:?}");
+}
+
+#[test]
+fn new_files_never_displace_those_in_use() {
+    let mut before = Scan::default();
+    for name in ["m.yaml", "z.yaml"] {
+        before
+            .files
+            .insert(Arc::new(PathBuf::from(name)), File::default());
+    }
+    let files = ["a.yaml", "b.yaml", "m.yaml", "z.yaml"];
+    let kept = |most, before: &Scan| -> Vec<String> {
+        let files = files.iter().map(PathBuf::from).collect();
+        let kept = at_most(most, files, before).into_iter();
+        kept.map(|path| path.display().to_string()).collect()
+    };
+    assert_eq!(kept(4, &before), files);
+    assert_eq!(kept(3, &before), ["a.yaml", "m.yaml", "z.yaml"]);
+    assert_eq!(kept(2, &before), ["m.yaml", "z.yaml"]);
+    assert_eq!(kept(1, &before), ["m.yaml"]);
+    assert_eq!(kept(2, &Scan::default()), ["a.yaml", "b.yaml"]);
+}
+
+#[test]
+fn a_fault_of_ours_costs_one_file_its_news() {
+    let path = Arc::new(PathBuf::from("a.yaml"));
+    let mut reader = Reader::new(SOURCE, Arc::default());
+    let good = File::read(&path, service("a", 80).as_bytes(), &mut reader, None);
+    let broken = contained(&path, b"poison", Some(&good), || panic!("planted"));
+    assert_eq!(broken.objects, good.objects);
+    let said = broken.problems[0].to_string();
+    assert!(
+        said.contains("report this") && said.contains("stays in use"),
+        "{said}"
+    );
+    // The same content is not tried again.
+    let again = File::read(&path, b"poison", &mut reader, Some(&broken));
+    assert_eq!(again, broken);
+}

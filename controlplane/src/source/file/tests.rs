@@ -33,6 +33,32 @@ fn service(name: &str, port: &str) -> String {
     )
 }
 
+/// `kubectl get -o json | jq -c` is one line, and a format's width ends at 65,535.
+#[test]
+fn a_refused_object_far_to_the_right_is_located() {
+    let many: Vec<String> = (0..2_000)
+        .map(|at| {
+            format!(r#"{{"apiVersion":"v1","kind":"Service","metadata":{{"name":"s{at}"}},"spec":{{}}}}"#)
+        })
+        .collect();
+    let bad = r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"bad"},"spec":{"ports":[{"port":99999}]}}"#;
+    let before = format!(
+        r#"{{"apiVersion":"v1","kind":"List","items":[{},"#,
+        many.join(",")
+    );
+    let text = format!("{before}{bad}]}}");
+    // Of what else stands on its line its field cannot be told: the place is the object's.
+    let column = before.len() + 1;
+    assert!(column > 65_536, "{column}");
+    for name in ["web.json", "web.yaml"] {
+        let file = load(name, text.as_bytes(), None);
+        assert_eq!(file.objects.len(), 2_000);
+        let said = said(&file);
+        let at = format!("{name}:1:{column}: spec.ports[0].port: 99999");
+        assert!(said.len() == 1 && said[0].starts_with(&at), "{said:?}");
+    }
+}
+
 #[test]
 fn the_dump_of_a_normal_cluster_is_read_untouched() {
     let file = yaml(DUMP);

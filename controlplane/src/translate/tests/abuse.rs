@@ -1,3 +1,5 @@
+use lb_core::balance::Algorithm;
+
 use super::*;
 
 /// What a slice of either family makes of `address`: its backends and the refusals.
@@ -335,4 +337,46 @@ fn text_of_tenants_is_escaped_in_every_reason() {
         assert!(message.is_ascii(), "{message:?}");
         assert!(!message.chars().any(char::is_control), "{message:?}");
     }
+}
+
+/// Ports times endpoints are written in few: 100 KiB of manifest asked for 65,000,000 backends.
+#[test]
+fn ports_times_endpoints_have_an_end() {
+    let mut bomb = service();
+    bomb.ports = (1..=1_000)
+        .map(|number| port("a", PortProtocol::Tcp, number))
+        .collect();
+    let endpoints = (0..1_000).map(|at| endpoint(&format!("10.1.{}.{}", at / 250, at % 250 + 1)));
+    let mut slice = v4(endpoints.collect());
+    slice.ports = (1..=65)
+        .map(|number| slice_port(Some("a"), PortProtocol::Tcp, number))
+        .collect();
+    let refused = run(&bomb, vec![slice.clone()]);
+    assert!(refused.load_balancer.is_none());
+    let count = 65_000_000;
+    let most = 262_144;
+    assert_eq!(refused.reasons, [Reason::TooManyBackends { count, most }]);
+    // What fits is served as before.
+    bomb.ports.truncate(4);
+    assert_eq!(served(&run(&bomb, vec![slice])).ports.len(), 4);
+}
+
+#[test]
+fn maglev_tables_of_one_service_have_an_end() {
+    let mut many = annotated(&[("weir.dev/algorithm", "maglev")]);
+    many.ports = (1..=17)
+        .map(|number| port("a", PortProtocol::Tcp, number))
+        .collect();
+    let slice = || {
+        let mut slice = v4(vec![endpoint("10.0.0.1")]);
+        slice.ports = vec![slice_port(Some("a"), PortProtocol::Tcp, 80)];
+        slice
+    };
+    let translation = run(&many, vec![slice()]);
+    assert_eq!(codes(&translation), ["MaglevTooManyPorts"]);
+    assert_eq!(served(&translation).algorithm, Algorithm::Consistent);
+    many.ports.truncate(16);
+    let translation = run(&many, vec![slice()]);
+    assert_eq!(codes(&translation), [""; 0]);
+    assert_eq!(served(&translation).algorithm, Algorithm::Maglev);
 }
