@@ -54,7 +54,10 @@ pub trait Appliance: Send + Sync + 'static {
     /// The counters of the data plane, summed over its workers.
     fn stats(&self) -> lb_core::stats::Snapshot;
 
-    /// Writes the families that are not the data plane's own.
+    /// What the control plane and the process recorded, rendered by [`metrics::Registry`].
+    fn recorded(&self) -> String;
+
+    /// Writes the families that grow with the Services and are not the data plane's own.
     fn metrics(&self, page: &mut Page);
 
     /// Lets deletions that the guard holds happen. Returns how many Services were held; zero if

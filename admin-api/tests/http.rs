@@ -68,9 +68,13 @@ impl Appliance for Made {
         lb_core::stats::Snapshot::default()
     }
 
+    fn recorded(&self) -> String {
+        "weir_services{state=\"closed\"} 1\n".to_owned()
+    }
+
     fn metrics(&self, page: &mut Page) {
-        page.family("weir_services", Kind::Gauge, "Services by state.")
-            .sample(&[("state", "closed")], 1);
+        page.family("weir_backends", Kind::Gauge, "Endpoints.")
+            .sample(&[("state", "ready")], 2);
     }
 
     fn confirm_deletions(&self) -> usize {
@@ -214,7 +218,11 @@ fn metrics_and_version() {
         "{}",
         page.head
     );
-    assert!(page.body.contains("weir_services{state=\"closed\"} 1\n"));
+    assert!(
+        page.body
+            .starts_with("weir_services{state=\"closed\"} 1\n# ")
+    );
+    assert!(page.body.contains("weir_backends{state=\"ready\"} 2\n"));
     let version = unix.ask("GET", "/version", "");
     assert_eq!(
         version.body,

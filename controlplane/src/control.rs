@@ -32,6 +32,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::allocate::{Pools, Record};
 use crate::compile::Defaults;
+use crate::measure::{self, Recorder};
 use crate::source::directory;
 use crate::state::{Saver, StateFile};
 use crate::status::{Board, Snapshot};
@@ -126,12 +127,19 @@ struct Keep {
 
 impl Control {
     /// Starts the control task, which goes on where `table`, the one that `plane` runs, ends. Who
-    /// held which address is read first, so that what cannot be read is known at once.
+    /// held which address is read first, so that what cannot be read is known at once. What it measures goes to
+    /// `recorder`.
     ///
     /// # Errors
     ///
     /// No thread can be made.
-    pub fn start(settings: Settings, plane: Handle, table: Arc<Table>) -> io::Result<Control> {
+    pub fn start(
+        settings: Settings,
+        plane: Handle,
+        table: Arc<Table>,
+        recorder: Recorder,
+    ) -> io::Result<Control> {
+        metrics::with_local_recorder(&*recorder, measure::begin);
         let (commands, waiting) = mpsc::channel(16);
         let board = Board::default();
         let reported = Arc::new(Notify::new());
@@ -151,7 +159,10 @@ impl Control {
         };
         let thread = thread::Builder::new()
             .name("weir-control".into())
-            .spawn(move || supervise(&settings, keep))?;
+            .spawn(move || {
+                let _here = metrics::set_default_local_recorder(&*recorder);
+                supervise(&settings, keep);
+            })?;
         Ok(Control {
             commands,
             board,
@@ -223,6 +234,7 @@ fn supervise(settings: &Settings, mut keep: Keep) {
             ),
         }
         keep.restarts += 1;
+        measure::restarted();
         if begun.elapsed() > WELL_AFTER {
             pause = FIRST_PAUSE;
         }

@@ -36,6 +36,7 @@ pub mod cluster;
 pub mod compile;
 pub mod control;
 pub mod load_balancer;
+pub mod measure;
 pub mod object;
 mod publish;
 pub mod reason;

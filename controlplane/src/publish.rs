@@ -10,8 +10,9 @@ use std::time::Instant;
 use lb_core::plane::{Handle, ListenerState, Report};
 use lb_core::table::{FrontendKey, Radix, Slot, Table};
 
+use crate::measure;
 use crate::reason::Reason;
-use crate::status::{Front, Histogram};
+use crate::status::Front;
 
 /// Publishes tables and remembers what it has to hear back.
 pub(crate) struct Publisher {
@@ -81,9 +82,9 @@ impl Publisher {
         self.plane.publish(table);
     }
 
-    /// Takes the workers' report. Returns the frontends of which something may be new, and counts
-    /// in `programming` the tables that are now in force in all workers.
-    pub(crate) fn hear(&mut self, programming: &mut Histogram) -> BTreeSet<FrontendKey> {
+    /// Takes the workers' report. Returns the frontends of which something may be new, and records
+    /// the tables that are now in force in all workers.
+    pub(crate) fn hear(&mut self) -> BTreeSet<FrontendKey> {
         let new = self.plane.report();
         let old = std::mem::replace(&mut self.report, new);
         let mut slots = BTreeSet::new();
@@ -106,7 +107,7 @@ impl Publisher {
             .underway
             .pop_front_if(|table| table.generation <= running)
         {
-            programming.observe(table.since.elapsed().as_secs_f64());
+            measure::programmed(table.since.elapsed());
             news.extend(table.begun);
         }
         news

@@ -88,32 +88,6 @@ impl ServiceStatus {
     }
 }
 
-/// How long things took: fixed buckets, one writer.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Histogram {
-    /// One per bound of [`Histogram::BOUNDS`]; what lies above the last is in `count` alone.
-    pub buckets: [u64; Histogram::BOUNDS.len()],
-    /// Of all observations, seconds.
-    pub sum: f64,
-    /// How many.
-    pub count: u64,
-}
-
-impl Histogram {
-    /// Upper bounds, seconds. The promise is 0.3 s from a file to new connections, of which the
-    /// control task may use 0.1.
-    pub const BOUNDS: [f64; 10] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
-
-    /// Counts one observation.
-    pub fn observe(&mut self, seconds: f64) {
-        if let Some(i) = Self::BOUNDS.iter().position(|bound| seconds <= *bound) {
-            self.buckets[i] += 1;
-        }
-        self.sum += seconds;
-        self.count += 1;
-    }
-}
-
 /// Everything the control plane has to say at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -134,8 +108,6 @@ pub struct Snapshot {
     pub state_notes: Arc<[String]>,
     /// The generation published last.
     pub published: u64,
-    /// From the first event of a burst to the table that is in force in all workers.
-    pub programming: Histogram,
     /// Times that the control task was started anew after a panic.
     pub restarts: u64,
 }
@@ -328,16 +300,5 @@ mod tests {
         assert_eq!(names(&after), ["c", "b"], "a place is given again");
         assert_eq!(after.counts[&State::Closed], 2);
         assert_eq!(after.counts[&State::Serving], 0);
-    }
-
-    #[test]
-    fn histogram() {
-        let mut histogram = Histogram::default();
-        for seconds in [0.001, 0.005, 0.3, 99.0] {
-            histogram.observe(seconds);
-        }
-        assert_eq!(histogram.buckets[0], 2);
-        assert_eq!(histogram.buckets.iter().sum::<u64>(), 3);
-        assert_eq!(histogram.count, 4);
     }
 }

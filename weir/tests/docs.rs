@@ -152,6 +152,25 @@ fn the_severity_of_a_reason_is_the_one_documented() {
     }
 }
 
+/// The Rust files below a directory, files of tests apart.
+fn sources(directory: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut waiting = vec![root().join(directory)];
+    while let Some(directory) = waiting.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if path.extension().is_some_and(|rust| rust == "rs")
+                && !path.ends_with("tests.rs")
+            {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
 #[test]
 fn every_metric_has_its_row_with_its_type_and_no_other_has() {
     let table = section(&read("docs/operate.md"), "Metrics");
@@ -160,14 +179,23 @@ fn every_metric_has_its_row_with_its_type_and_no_other_has() {
         .map(|row| (quoted(&row[0])[0].clone(), row[1].clone()))
         .collect();
 
-    // The appliance's own families are written by `view`; the names stand there as strings.
-    let source = read("weir/src/serve/view.rs");
-    let strings = source.split('"').skip(1).step_by(2);
-    let is_name = |text: &&str| {
-        let fits = |c: char| c.is_ascii_lowercase() || c == '_';
-        text.starts_with("weir_") && text.chars().all(fits)
-    };
-    let mut there: Names = strings.filter(is_name).map(str::to_owned).collect();
+    // The families of the process and the control plane are recorded where they happen; the names
+    // stand there as strings.
+    let mut there = Names::new();
+    for path in sources("weir/src")
+        .into_iter()
+        .chain(sources("controlplane/src"))
+    {
+        let source = std::fs::read_to_string(&path).unwrap();
+        // Tests at the foot name series, too.
+        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        for text in source.split("\"weir_").skip(1) {
+            let rest = text.split('"').next().unwrap();
+            if rest.chars().all(|c| c.is_ascii_lowercase() || c == '_') {
+                there.insert(format!("weir_{rest}"));
+            }
+        }
+    }
     assert!(there.len() > 8, "{there:?}");
 
     // The data plane's families are on the page whatever happened.

@@ -159,12 +159,21 @@ fn the_admin_interface_shows_every_service_and_what_is_ready() {
     });
     assert!(weir.metric("weir_bytes_total", &["service=\"served\""]) > 0.0);
     let (_, text) = weir.get("/metrics");
+    let documented = include_str!("../../docs/operate.md");
+    let mut families = 0;
     for line in text.lines() {
         assert!(
             line.starts_with("# ") || line.starts_with("weir_"),
             "{line}"
         );
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|l| l.split_once(' ')) {
+            let row = format!("| `{name}` | {kind} |");
+            assert!(documented.contains(&row), "{row}");
+            families += 1;
+        }
     }
+    let rows = documented.matches("\n| `weir_").count();
+    assert_eq!(families, rows, "every family is on the page: {text}");
     // A slow or silent admin client disturbs neither the admin interface nor traffic.
     let slow: Vec<_> = (0..50).map(|_| weir.admin_stream().unwrap()).collect();
     for mut stream in &slow {

@@ -13,8 +13,6 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Buckets, sum and count.
-    Histogram,
 }
 
 /// A page under construction.
@@ -33,12 +31,20 @@ pub struct Family<'a> {
 }
 
 impl Page {
+    /// A page that begins with `rendered`, the text of [`super::Registry::render`]. It does not
+    /// grow with the Services, and its series are not counted.
+    pub fn after(rendered: String) -> Page {
+        Page {
+            text: rendered,
+            ..Page::default()
+        }
+    }
+
     /// Begins the family `name`, with its unit as the last word of the name and in `help`.
     pub fn family<'a>(&'a mut self, name: &'a str, kind: Kind, help: &str) -> Family<'a> {
         let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
         };
         // Writing to a String cannot fail, here and below.
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
@@ -57,7 +63,7 @@ impl Page {
         self.text
     }
 
-    fn series(&mut self, name: &str, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
+    fn series(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
         // The last line of the page must always fit.
         if self.series >= SERIES_LIMIT && name != "weir_metrics_series_omitted" {
             self.omitted += 1;
@@ -65,7 +71,6 @@ impl Page {
         }
         self.series += 1;
         self.text.push_str(name);
-        self.text.push_str(suffix);
         for (i, (label, text)) in labels.iter().enumerate() {
             self.text.push(if i == 0 { '{' } else { ',' });
             self.text.push_str(label);
@@ -83,23 +88,7 @@ impl Page {
 impl Family<'_> {
     /// One series.
     pub fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        self.page.series(self.name, "", labels, value);
-    }
-
-    /// The series of one histogram. `buckets` are (upper bound, observations at or below it and
-    /// above the bound before), ascending; the rest up to `count` lies above the last bound.
-    pub fn histogram(&mut self, buckets: &[(f64, u64)], sum: f64, count: u64) {
-        let mut below = 0;
-        for (bound, observations) in buckets {
-            below += observations;
-            let bound = bound.to_string();
-            self.page
-                .series(self.name, "_bucket", &[("le", &bound)], below);
-        }
-        self.page
-            .series(self.name, "_bucket", &[("le", "+Inf")], count);
-        self.page.series(self.name, "_sum", &[], sum);
-        self.page.series(self.name, "_count", &[], count);
+        self.page.series(self.name, labels, value);
     }
 }
 
@@ -121,17 +110,12 @@ mod tests {
 
     #[test]
     fn text() {
-        let mut page = Page::default();
+        let mut page = Page::after("weir_first 1\n".to_owned());
         let mut family = page.family("weir_x_total", Kind::Counter, "Xs.");
         family.sample(&[], 1);
         family.sample(&[("a", "q\"b\\c\nd"), ("b", "")], 2.5);
-        page.family("weir_d_seconds", Kind::Histogram, "Ds, in seconds.")
-            .histogram(&[(0.1, 2), (1.0, 3)], 4.5, 6);
-        let expected = "# HELP weir_x_total Xs.\n# TYPE weir_x_total counter\nweir_x_total 1\n\
-            weir_x_total{a=\"q\\\"b\\\\c\\nd\",b=\"\"} 2.5\n\
-            # HELP weir_d_seconds Ds, in seconds.\n# TYPE weir_d_seconds histogram\n\
-            weir_d_seconds_bucket{le=\"0.1\"} 2\nweir_d_seconds_bucket{le=\"1\"} 5\n\
-            weir_d_seconds_bucket{le=\"+Inf\"} 6\nweir_d_seconds_sum 4.5\nweir_d_seconds_count 6\n";
+        let expected = "weir_first 1\n# HELP weir_x_total Xs.\n# TYPE weir_x_total counter\nweir_x_total 1\n\
+            weir_x_total{a=\"q\\\"b\\\\c\\nd\",b=\"\"} 2.5\n";
         assert!(page.finish().starts_with(expected));
     }
 

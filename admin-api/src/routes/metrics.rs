@@ -10,7 +10,7 @@ use crate::Appliance;
 use crate::metrics::{Page, plane};
 
 pub(super) async fn metrics(State(appliance): State<Arc<dyn Appliance>>) -> impl IntoResponse {
-    let mut page = Page::default();
+    let mut page = Page::after(appliance.recorded());
     plane::write(&mut page, &appliance.stats());
     appliance.metrics(&mut page);
     let kind = "text/plain; version=0.0.4; charset=utf-8";

@@ -22,7 +22,7 @@ use crate::publish::Publisher;
 use crate::reason::{CONFIRM, Reason};
 use crate::source::scan::KINDS;
 use crate::source::{Level, Problem};
-use crate::status::{Front, Histogram, ServiceStatus, Snapshot, State, Statuses};
+use crate::status::{Front, ServiceStatus, Snapshot, State, Statuses};
 
 /// A burst is over when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(3);
@@ -109,7 +109,6 @@ struct Task<'a> {
     said: BTreeMap<Key, Vec<Problem>>,
     /// And of the EndpointSlices of single Services, by these, without uid.
     said_of_slices: BTreeMap<Key, Vec<Problem>>,
-    programming: Histogram,
     held: usize,
 }
 
@@ -130,7 +129,6 @@ impl Task<'_> {
         );
         let publisher = Publisher::new(keep.plane.clone(), Arc::clone(&keep.table));
         let own = Own::new(settings.pools.clone(), &keep.record);
-        let before = keep.board.snapshot();
         Task {
             files: settings.status_dir.as_deref().map(StatusFiles::new),
             settings,
@@ -141,7 +139,6 @@ impl Task<'_> {
             problems: Arc::default(),
             said: BTreeMap::new(),
             said_of_slices: BTreeMap::new(),
-            programming: before.programming.clone(),
             held: 0,
             keep,
         }
@@ -194,7 +191,7 @@ impl Task<'_> {
 
     /// The workers have something new to report.
     fn hear(&mut self) {
-        let news = self.publisher.hear(&mut self.programming);
+        let news = self.publisher.hear();
         let touched = news
             .iter()
             .filter_map(|frontend| self.line.owner(frontend).cloned());
@@ -355,7 +352,6 @@ impl Task<'_> {
             state_problem: saving,
             state_notes: Arc::clone(&self.keep.state_notes),
             published: self.publisher.table().generation,
-            programming: self.programming.clone(),
             restarts: self.keep.restarts,
             ..Snapshot::default()
         };

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use lb_core::plane::{Config, Plane};
 use lb_core::table::{HashKey, TableBuilder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 use super::*;
 use crate::object::SourceId;
@@ -20,6 +21,7 @@ const SOON: Duration = Duration::from_secs(10);
 struct Bench {
     plane: Plane,
     control: Option<Control>,
+    metrics: PrometheusHandle,
     directory: tempfile::TempDir,
     settings: Settings,
 }
@@ -56,10 +58,14 @@ impl Bench {
             ..Config::default()
         };
         let plane = Plane::start(config, Arc::clone(&table)).expect("plane");
-        let control = Control::start(settings.clone(), plane.handle(), table).expect("control");
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let metrics = recorder.handle();
+        let recorder = Arc::new(recorder);
+        let control = Control::start(settings.clone(), plane.handle(), table, recorder);
         Bench {
             plane,
-            control: Some(control),
+            control: Some(control.expect("control")),
+            metrics,
             directory,
             settings,
         }
@@ -70,6 +76,14 @@ impl Bench {
         self.control.take().expect("running").stop();
         self.plane.stop();
         Bench::on(self.directory, self.settings)
+    }
+
+    /// What a series without labels says.
+    fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics.render();
+        let mut lines = text.lines().filter_map(|line| line.strip_prefix(name));
+        let value = lines.find_map(|rest| rest.strip_prefix(' '));
+        value.expect(name).parse().expect("a number")
     }
 
     fn desk(&self) -> Desk {
@@ -182,10 +196,11 @@ fn a_file_becomes_an_address_and_a_change_takes_effect() {
     eventually("refused", || ask(vip).is_err().then_some(()));
     eventually("gone", || bench.service("web").is_none().then_some(()));
     assert!(!status.exists(), "its file went with it");
+    let tables = bench.desk().snapshot().published - 1;
     eventually("every table was in force, and its time counted", || {
-        let snapshot = bench.desk().snapshot();
-        (snapshot.programming.count == snapshot.published - 1).then_some(())
+        (bench.metric("weir_programming_duration_seconds_count") == tables).then_some(())
     });
+    assert_eq!(bench.metric("weir_control_restarts_total"), 0);
 }
 
 #[test]
@@ -277,6 +292,7 @@ fn a_panic_of_the_control_task_never_stops_forwarding() {
     eventually("started anew", || {
         (bench.desk().snapshot().restarts == 1).then_some(())
     });
+    assert_eq!(bench.metric("weir_control_restarts_total"), 1);
     assert_eq!(bench.serving("web"), vip, "no address moved");
     assert_eq!(ask(vip).expect("served"), "one");
     eventually("what went is closed", || ask(old).is_err().then_some(()));

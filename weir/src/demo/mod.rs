@@ -163,7 +163,7 @@ async fn roll(place: &Place, limit: Option<Duration>) -> anyhow::Result<Arc<Tall
     let tally = Arc::new(Tally::default());
     let mut clients = clients::start(vip, vip, &tally);
     let title = format!(
-        "Weir {} in front of {READY} backends at {vip}, TCP and UDP. Ctrl-C ends.",
+        "Weir {}: {READY} backends behind {vip}, TCP and UDP. Ctrl-C ends.",
         env!("CARGO_PKG_VERSION")
     );
     let (mut screen, begun, mut stepped) = (Screen::new(), Instant::now(), Instant::now());

@@ -4,9 +4,11 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
+use admin_api::metrics::Registry;
 use admin_api::{Address, Server};
 use anyhow::Context;
 use controlplane::control::{self, Command, Control};
+use controlplane::measure;
 use controlplane::object::SourceId;
 use controlplane::source::directory;
 use controlplane::state;
@@ -65,9 +67,10 @@ impl Appliance {
         let workers = config.workers;
         let plane =
             Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
-        let control = Control::start(control_settings, plane.handle(), table)
+        let registry = Registry::start(&[(measure::PROGRAMMING, &measure::PROGRAMMING_BOUNDS)])?;
+        let control = Control::start(control_settings, plane.handle(), table, registry.recorder())
             .context("cannot start the control plane")?;
-        let view = Arc::new(View::new(plane.handle(), control.desk(), dropped));
+        let view = Arc::new(View::new(plane.handle(), control.desk(), registry, dropped));
         let admin = admin(&settings, &view)?;
         let address = admin.as_ref().map(|admin| admin.address().to_string());
         tracing::info!(

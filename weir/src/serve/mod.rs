@@ -1,11 +1,13 @@
 //! `weir serve`: settings in, an appliance out, until a signal ends it.
 //!
 //! - `appliance`: data plane, control plane and admin listener, wired and started in order;
+//! - `gauges`: what the metrics say of the control plane and the process;
 //! - `places`: where the state and the admin socket go when nobody said;
 //! - `lock`: no second process on one state directory;
 //! - `view`: what the admin listener sees of the other two.
 
 mod appliance;
+mod gauges;
 mod lock;
 mod places;
 mod view;

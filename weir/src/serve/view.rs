@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use admin_api::metrics::{Kind, Page};
+use admin_api::metrics::{Kind, Page, Registry};
 use admin_api::view::{Check, Endpoints, Level, Port, Reason, Service, State, Version};
 use controlplane::control::{Command, Desk};
 use controlplane::reason::CONFIRM;
 use controlplane::source;
-use controlplane::status::{self, Histogram, ServiceStatus, Snapshot};
+use controlplane::status::{self, ServiceStatus, Snapshot};
 use lb_core::plane::{Handle, ListenerState, Report};
 use lb_core::table::Protocol;
 
+use super::gauges;
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
 
@@ -29,15 +30,19 @@ const LISTED: usize = 10;
 pub struct View {
     plane: Handle,
     desk: Desk,
+    registry: Registry,
     dropped: Dropped,
     draining: AtomicBool,
 }
 
 impl View {
-    pub fn new(plane: Handle, desk: Desk, dropped: Dropped) -> View {
+    /// `registry` is the one that the control plane behind `desk` records into.
+    pub fn new(plane: Handle, desk: Desk, registry: Registry, dropped: Dropped) -> View {
+        registry.record(gauges::describe);
         View {
             plane,
             desk,
+            registry,
             dropped,
             draining: AtomicBool::new(false),
         }
@@ -123,81 +128,16 @@ impl admin_api::Appliance for View {
         self.plane.stats()
     }
 
-    fn metrics(&self, page: &mut Page) {
-        let snapshot = self.desk.snapshot();
-        let running = self.plane.report();
-        page.family(
-            "weir_build_info",
-            Kind::Gauge,
-            "1; the labels say what runs.",
-        )
-        .sample(&[("version", VERSION), ("engine", "epoll")], 1);
-        gauge(
-            page,
-            "weir_config_generation",
-            "The table that every worker runs.",
-            running.generation(),
-        );
-        gauge(
-            page,
-            "weir_config_published_generation",
-            "The table published last.",
-            snapshot.published,
-        );
+    fn recorded(&self) -> String {
+        let (snapshot, report) = (self.desk.snapshot(), self.plane.report());
         let rejected = errors(&snapshot).count();
-        gauge(
-            page,
-            "weir_config_rejected",
-            "Mistakes in what the sources read last.",
-            rejected,
-        );
-        gauge(
-            page,
-            "weir_deletions_held",
-            "Services that the deletion guard holds.",
-            snapshot.held,
-        );
-        let mut services = page.family("weir_services", Kind::Gauge, "Services seen, by state.");
-        for (state, word) in STATES {
-            let count = snapshot.counts.get(&state).copied().unwrap_or_default();
-            services.sample(&[("state", word.label())], count);
-        }
-        backends(page, &snapshot);
-        let mut heartbeats = page.family(
-            "weir_worker_heartbeat_seconds",
-            Kind::Gauge,
-            "Since each worker's last turn began, in seconds.",
-        );
-        for worker in &running.workers {
-            heartbeats.sample(
-                &[("worker", &worker.worker.to_string())],
-                worker.heartbeat.as_secs_f64(),
-            );
-        }
-        let Histogram {
-            buckets,
-            sum,
-            count,
-        } = snapshot.programming;
-        let buckets: Vec<_> = Histogram::BOUNDS.into_iter().zip(buckets).collect();
-        page.family(
-            "weir_programming_duration_seconds",
-            Kind::Histogram,
-            "From a source's first event to the table in force in all workers, in seconds.",
-        )
-        .histogram(&buckets, sum, count);
-        page.family(
-            "weir_control_restarts_total",
-            Kind::Counter,
-            "Times that the control task was started anew after a panic.",
-        )
-        .sample(&[], snapshot.restarts);
-        page.family(
-            "weir_log_lines_dropped_total",
-            Kind::Counter,
-            "Log lines that the sink did not take.",
-        )
-        .sample(&[], self.dropped.count());
+        self.registry
+            .record(|| gauges::set(&snapshot, &report, rejected, self.dropped.count()));
+        self.registry.render()
+    }
+
+    fn metrics(&self, page: &mut Page) {
+        backends(page, &self.desk.snapshot());
     }
 
     fn confirm_deletions(&self) -> usize {
@@ -210,17 +150,13 @@ impl admin_api::Appliance for View {
 }
 
 /// A state here and on the wire.
-const STATES: [(status::State, State); 5] = [
+pub(super) const STATES: [(status::State, State); 5] = [
     (status::State::Serving, State::Serving),
     (status::State::Degraded, State::Degraded),
     (status::State::Closed, State::Closed),
     (status::State::Pending, State::Pending),
     (status::State::Refused, State::Refused),
 ];
-
-fn gauge(page: &mut Page, name: &str, help: &str, value: impl Display) {
-    page.family(name, Kind::Gauge, help).sample(&[], value);
-}
 
 fn backends(page: &mut Page, snapshot: &Snapshot) {
     let mut family = page.family(
