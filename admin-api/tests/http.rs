@@ -94,10 +94,14 @@ struct Unix {
 }
 
 fn unix(made: Made) -> Unix {
+    unix_within(made, LIMITS)
+}
+
+fn unix_within(made: Made, limits: Limits) -> Unix {
     let directory = tempfile::tempdir().expect("temp");
     let address = Address::Unix(directory.path().join("s"));
     Unix {
-        server: Server::start(&address, Arc::new(made), LIMITS).expect("start"),
+        server: Server::start(&address, Arc::new(made), limits).expect("start"),
         _directory: directory,
     }
 }
@@ -342,8 +346,26 @@ fn a_slow_head_is_cut_and_blocks_nobody() {
         let _ = stream.read_to_end(&mut rest);
     }
     let took = start.elapsed();
+    // The first ones had all of their time: there was room.
     assert!(took >= LIMITS.header_timeout, "{took:?}");
     assert!(took < LIMITS.lifetime, "cut by the header clock: {took:?}");
+}
+
+#[test]
+fn a_crowd_that_says_nothing_does_not_hold_up_a_probe() {
+    let patient = Limits {
+        header_timeout: Duration::from_secs(5),
+        lifetime: Duration::from_secs(60),
+        ..LIMITS
+    };
+    let unix = unix_within(Made::default(), patient);
+    let _crowd: Vec<UnixStream> = (0..10 * LIMITS.connections)
+        .map(|_| unix.connect())
+        .collect();
+    let start = Instant::now();
+    assert_eq!(unix.ask("GET", "/livez", "").status, 200);
+    let took = start.elapsed();
+    assert!(took < patient.header_timeout, "{took:?}");
 }
 
 #[test]
