@@ -61,17 +61,17 @@ impl Default for Defaults {
 pub struct Compiler {
     defaults: Defaults,
     builder: TableBuilder,
-    /// What each load balancer asks for, in its order.
-    wanted: BTreeMap<Key, Vec<FrontendKey>>,
-    /// Who asks for each frontend, oldest first; the first is served. Never an empty list.
-    claims: BTreeMap<FrontendKey, Vec<Claim>>,
-    /// Whose reasons may have changed by the update of another.
-    affected: BTreeSet<Key>,
+    /// What each load balancer asks for, in its order, and how old it is.
+    wanted: BTreeMap<Key, (Arc<Rank>, Vec<FrontendKey>)>,
+    /// Who asks for each frontend, oldest first; the first is served. Never an empty list. Any
+    /// number of tenants may ask for one: nothing walks a list for each of them.
+    claims: BTreeMap<FrontendKey, BTreeMap<Arc<Rank>, Claim>>,
+    /// Where somebody else is served, or otherwise: the reasons of all who ask may have changed.
+    affected: BTreeSet<FrontendKey>,
 }
 
 #[derive(Debug)]
 struct Claim {
-    rank: Arc<Rank>,
     spec: FrontendSpec,
     /// What is said of it while it is the first.
     remark: Option<Reason>,
@@ -131,25 +131,27 @@ impl Compiler {
     ) -> (bool, Vec<Reason>) {
         let specs = balancer.map_or_else(Vec::new, |(lb, vips)| self.specs(key, lb, vips));
         let wanted: Vec<FrontendKey> = specs.iter().map(|s| s.key).collect();
-        let mut changed = false;
-        for frontend in self.wanted.remove(key).unwrap_or_default() {
-            if !wanted.contains(&frontend) {
-                changed |= self.withdraw(frontend, key);
-            }
-        }
         let created = balancer.and_then(|(lb, _)| lb.created);
         let rank = Arc::new(Rank {
             undated: created.is_none(),
             created,
             key: key.clone(),
         });
+        let mut changed = false;
+        let before = self.wanted.remove(key);
+        if let Some((old, frontends)) = &before {
+            let kept: BTreeSet<&FrontendKey> = wanted.iter().collect();
+            for frontend in frontends.iter().filter(|f| !kept.contains(f)) {
+                changed |= self.withdraw(*frontend, old);
+            }
+        }
+        let old = before.map(|(old, _)| old).filter(|old| *old != rank);
         for spec in specs {
-            changed |= self.claim(&rank, spec);
+            changed |= self.claim(&rank, old.as_ref(), spec);
         }
         if !wanted.is_empty() {
-            self.wanted.insert(key.clone(), wanted);
+            self.wanted.insert(key.clone(), (rank, wanted));
         }
-        self.affected.remove(key);
         (changed, self.reasons(key))
     }
 
@@ -157,13 +159,13 @@ impl Compiler {
     pub fn reasons(&self, key: &Key) -> Vec<Reason> {
         let mut reasons: Vec<Reason> = self
             .wanted_by(key)
-            .filter_map(|(frontend, first)| {
-                if first.rank.key == *key {
+            .filter_map(|(frontend, rank, first)| {
+                if rank.key == *key {
                     return first.remark.clone();
                 }
                 Some(Reason::FrontendTaken {
                     frontend,
-                    holder: first.rank.key.clone(),
+                    holder: rank.key.clone(),
                 })
             })
             .collect();
@@ -171,17 +173,22 @@ impl Compiler {
         reasons
     }
 
-    /// The load balancers, other than those updated, whose reasons or frontends have changed since
-    /// the last call.
+    /// The load balancers whose reasons or frontends may have changed since the last call, by
+    /// their own update or that of another.
     pub fn take_affected(&mut self) -> BTreeSet<Key> {
-        std::mem::take(&mut self.affected)
+        let affected = std::mem::take(&mut self.affected);
+        let lists = affected.iter().filter_map(|f| self.claims.get(f));
+        lists
+            .flat_map(BTreeMap::keys)
+            .map(|rank| rank.key.clone())
+            .collect()
     }
 
     /// The frontends that are served for `key`, with their slots in the next table.
     pub fn frontends_of(&self, key: &Key) -> impl Iterator<Item = (FrontendKey, Slot)> {
         self.wanted_by(key)
-            .filter(move |(_, first)| first.rank.key == *key)
-            .filter_map(|(frontend, _)| Some((frontend, self.builder.slot(&frontend)?)))
+            .filter(move |(_, rank, _)| rank.key == *key)
+            .filter_map(|(frontend, ..)| Some((frontend, self.builder.slot(&frontend)?)))
     }
 
     /// The table as it is now, one generation on.
@@ -189,58 +196,54 @@ impl Compiler {
         self.builder.freeze()
     }
 
-    /// Each frontend that `key` asks for, with the claim that is served.
-    fn wanted_by(&self, key: &Key) -> impl Iterator<Item = (FrontendKey, &Claim)> {
-        let wanted = self.wanted.get(key).into_iter().flatten();
-        wanted.filter_map(|f| Some((*f, self.claims.get(f)?.first()?)))
+    /// Each frontend that `key` asks for, with the claim that is served and whose that is.
+    fn wanted_by(&self, key: &Key) -> impl Iterator<Item = (FrontendKey, &Arc<Rank>, &Claim)> {
+        let wanted = self.wanted.get(key).map(|(_, frontends)| frontends);
+        wanted.into_iter().flatten().filter_map(|frontend| {
+            let (rank, first) = self.claims.get(frontend)?.first_key_value()?;
+            Some((*frontend, rank, first))
+        })
     }
 
-    fn withdraw(&mut self, frontend: FrontendKey, key: &Key) -> bool {
+    fn withdraw(&mut self, frontend: FrontendKey, rank: &Arc<Rank>) -> bool {
         let Some(list) = self.claims.get_mut(&frontend) else {
             return false;
         };
-        let Some(place) = list.iter().position(|c| c.rank.key == *key) else {
-            return false;
-        };
-        list.remove(place);
+        let was_first = is_first(list, rank);
+        list.remove(rank);
         // Who waited behind somebody else than the first hears nothing new.
-        place == 0 && self.settle(frontend)
+        was_first && self.settle(frontend)
     }
 
-    fn claim(&mut self, rank: &Arc<Rank>, spec: FrontendSpec) -> bool {
+    /// Takes in a claim; `old` is the rank that its load balancer had, if it was another.
+    fn claim(&mut self, rank: &Arc<Rank>, old: Option<&Arc<Rank>>, spec: FrontendSpec) -> bool {
         let frontend = spec.key;
         let list = self.claims.entry(frontend).or_default();
-        let before = list.iter().position(|c| c.rank.key == rank.key);
-        if before.is_some_and(|p| list[p].rank == *rank && list[p].spec == spec) {
+        if list.get(rank).is_some_and(|claim| claim.spec == spec) {
             return false;
         }
-        if let Some(place) = before {
-            list.remove(place);
+        let was_first = old.is_some_and(|old| is_first(list, old));
+        if let Some(old) = old {
+            list.remove(old);
         }
-        let place = list.partition_point(|c| c.rank < *rank);
-        let claim = Claim {
-            rank: Arc::clone(rank),
-            spec,
-            remark: None,
-        };
-        list.insert(place, claim);
-        (place == 0 || before == Some(0)) && self.settle(frontend)
+        let remark = None;
+        list.insert(Arc::clone(rank), Claim { spec, remark });
+        (was_first || is_first(list, rank)) && self.settle(frontend)
     }
 
     /// Brings the table in line with the first claim of `frontend`, which is new or was changed;
     /// answers whether the table changed.
     fn settle(&mut self, frontend: FrontendKey) -> bool {
-        let Some((first, waiting)) = self
+        let first = self
             .claims
             .get_mut(&frontend)
-            .and_then(|list| list.split_first_mut())
-        else {
+            .and_then(BTreeMap::first_entry);
+        let Some(mut first) = first else {
             self.claims.remove(&frontend);
             return self.builder.remove(&frontend);
         };
-        self.affected.insert(first.rank.key.clone());
-        self.affected
-            .extend(waiting.iter().map(|c| c.rank.key.clone()));
+        self.affected.insert(frontend);
+        let first = first.get_mut();
         let (changed, remark) = install(&mut self.builder, &first.spec);
         first.remark = remark;
         changed
@@ -304,6 +307,11 @@ impl Compiler {
             flow_two_way_timeout,
         }
     }
+}
+
+fn is_first(list: &BTreeMap<Arc<Rank>, Claim>, rank: &Arc<Rank>) -> bool {
+    list.first_key_value()
+        .is_some_and(|(first, _)| first == rank)
 }
 
 fn owner(key: &Key, port: &Port) -> Owner {

@@ -195,7 +195,8 @@ fn the_older_has_the_frontend_and_the_other_heals_when_it_goes() {
 
     // An older one takes over, and the younger hears of it.
     assert_eq!(put(&mut compiler, &old, &vip), (true, vec![]));
-    assert_eq!(compiler.take_affected(), [young.key.clone()].into());
+    let hear = [young.key.clone(), old.key.clone()];
+    assert_eq!(compiler.take_affected(), hear.into());
     let table = compiler.freeze();
     assert_eq!(addresses(&at(&table, vip[0], 80)), ["10.0.0.1:80"]);
     let frontend = at(&table, vip[0], 80).key;
@@ -251,6 +252,21 @@ fn a_refused_frontend_says_why_and_leaves_the_others_served() {
         "{problem}"
     );
     assert_eq!(compiler.freeze().len(), 1);
+}
+
+/// 3,000 tenants ask for the same frontend, each with an older date than the last.
+#[test]
+fn a_crowd_for_one_frontend_costs_no_square() {
+    let mut compiler = compiler();
+    let begun = std::time::Instant::now();
+    for at in 0..3_000 {
+        let ports = (1..=20).map(|n| port(n, &["10.0.0.1:80"], &[])).collect();
+        let lb = balancer(&format!("s{at}"), Some(-at), ports);
+        let (changed, reasons) = put(&mut compiler, &lb, &["192.0.2.1"]);
+        assert!(changed && reasons.is_empty());
+    }
+    assert_eq!(compiler.take_affected().len(), 3_000);
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
 
 #[test]
