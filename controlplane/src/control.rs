@@ -18,6 +18,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod vips;
+mod voice;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -75,6 +76,8 @@ pub enum Command {
     Rescan,
     /// What the deletion guard holds was meant to go.
     ConfirmDeletions,
+    /// Listeners close on purpose from now on: not a word of single Services.
+    Drain,
     /// Take the VIPs that were added off the machine, and end.
     Stop,
     /// Panic, as a bug would.

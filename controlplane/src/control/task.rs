@@ -2,6 +2,7 @@
 //! real what `line` decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,11 @@ use lb_core::table::{FrontendKey, Slot};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::files::{StatusFiles, word};
+use super::files::StatusFiles;
 use super::line::{Line, Turn};
 use super::sources::{Sources, changed, problems, source_ended};
 use super::vips::Vips;
+use super::voice::Voice;
 use super::{Command, Keep, Settings};
 use crate::addresses::Own;
 use crate::allocate::Allocator;
@@ -22,7 +24,7 @@ use crate::publish::Publisher;
 use crate::reason::{CONFIRM, Reason};
 use crate::source::scan::KINDS;
 use crate::source::{Level, Problem};
-use crate::status::{Front, ServiceStatus, Snapshot, State, Statuses};
+use crate::status::{Front, ServiceStatus, Snapshot, Statuses};
 
 /// A burst is over when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(3);
@@ -56,6 +58,7 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
             command = task.keep.commands.recv() => match command {
                 Some(Command::Rescan) => rescan.iter().for_each(|rescan| rescan.notify_one()),
                 Some(Command::ConfirmDeletions) => task.confirm_deletions(),
+                Some(Command::Drain) => task.voice.draining = true,
                 Some(Command::Stop) | None => return task.vips.release_all().await,
                 #[cfg(test)]
                 Some(Command::Panic) => panic!("planted"),
@@ -110,6 +113,9 @@ struct Task<'a> {
     /// And of the EndpointSlices of single Services, by these, without uid.
     said_of_slices: BTreeMap<Key, Vec<Problem>>,
     held: usize,
+    voice: Voice,
+    /// The first complete list is decided on.
+    listed: bool,
 }
 
 impl Task<'_> {
@@ -140,6 +146,8 @@ impl Task<'_> {
             said: BTreeMap::new(),
             said_of_slices: BTreeMap::new(),
             held: 0,
+            voice: Voice::default(),
+            listed: false,
             keep,
         }
     }
@@ -174,6 +182,7 @@ impl Task<'_> {
         }
         self.tell_held();
         self.refresh(&touched);
+        self.listed = self.line.is_complete();
         self.show();
     }
 
@@ -220,6 +229,12 @@ impl Task<'_> {
                 }
             }
         }
+        for (path, before) in solved(&self.problems, &problems) {
+            tracing::info!(
+                "{}: nothing is wrong any more; it was: {before}",
+                path.display()
+            );
+        }
         let mut said: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
         let mut said_of_slices: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
         for problem in problems
@@ -265,22 +280,13 @@ impl Task<'_> {
     fn refresh(&mut self, keys: &BTreeSet<Key>) {
         for key in keys {
             let status = self.status(key);
-            let before = self.statuses.of(key).map(|status| status.state);
             if let Some(files) = &mut self.files
                 && self.statuses.of(key).map(|status| &**status) != status.as_ref()
             {
                 files.set(key, status.as_ref());
             }
-            let (after, codes) = match &status {
-                Some(status) => (Some(status.state), codes(&status.reasons)),
-                None => (None, String::new()),
-            };
-            let addresses = status
-                .as_ref()
-                .map(|status| format!("{:?}", status.addresses));
-            if self.statuses.set(key, status) && before != after {
-                log(key, after, &addresses.unwrap_or_default(), &codes);
-            }
+            self.voice.tell(key, status.as_ref());
+            self.statuses.set(key, status);
         }
     }
 
@@ -356,8 +362,24 @@ impl Task<'_> {
             ..Snapshot::default()
         };
         self.statuses.fill(&mut snapshot);
+        if self.listed && snapshot.settling == 0 && !self.voice.has_summed() {
+            let sum = self.voice.sum(snapshot.services());
+            sum.iter().for_each(|sum| tracing::info!("{sum}"));
+        }
         self.keep.board.show(snapshot);
     }
+}
+
+/// The files and directories of which nothing is wrong any more, and what was.
+fn solved<'a>(before: &'a [Problem], now: &[Problem]) -> BTreeMap<&'a Path, &'a str> {
+    fn path(problem: &Problem) -> Option<&Path> {
+        (problem.level == Level::Error).then_some(&**problem.location.file)
+    }
+    let still: BTreeSet<_> = now.iter().filter_map(path).collect();
+    let before = before
+        .iter()
+        .filter_map(|problem| Some((path(problem)?, &*problem.message)));
+    before.filter(|(path, _)| !still.contains(path)).collect()
 }
 
 /// What a problem means for an object that has a last good version.
@@ -386,30 +408,5 @@ fn stale_slice(said: &Problem) -> Reason {
 fn malformed(problem: &Problem) -> Reason {
     Reason::Malformed {
         problem: problem.to_string().into(),
-    }
-}
-
-fn codes(reasons: &[Reason]) -> String {
-    let mut codes: Vec<_> = reasons.iter().map(Reason::code).collect();
-    codes.dedup();
-    codes.join(",")
-}
-
-/// One line per change of state.
-fn log(key: &Key, state: Option<State>, addresses: &str, reasons: &str) {
-    let (namespace, service) = (&*key.namespace, &*key.name);
-    match state {
-        Some(state) => {
-            let state = word(state);
-            tracing::info!(
-                namespace,
-                service,
-                state,
-                addresses,
-                reasons,
-                "{key} is {state}"
-            );
-        }
-        None => tracing::info!(namespace, service, "{key} is gone"),
     }
 }

@@ -56,8 +56,14 @@ pub struct Problem {
 }
 
 impl fmt::Display for Problem {
-    /// `FILE:LINE:COLUMN: MESSAGE`, without the excerpt.
+    /// `FILE:LINE:COLUMN: MESSAGE`, without the excerpt; `PATH: MESSAGE` of a file or directory as
+    /// a whole.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Location { file, line, column } = &self.location;
+        let is_whole = self.object.is_none() && self.excerpt.is_empty();
+        if is_whole && (*line, *column) == (1, 1) {
+            return write!(f, "{}: {}", file.display(), self.message);
+        }
         write!(f, "{}: {}", self.location, self.message)
     }
 }
