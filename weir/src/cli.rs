@@ -15,7 +15,7 @@ use crate::settings::Layer;
     arg_required_else_help = true
 )]
 #[command(
-    after_help = "Exit codes: 0 ok, 1 negative answer or invalid input, 2 usage, 3 daemon unreachable, 4 denied, 5 timeout."
+    after_help = "Exit codes: 0 ok, 1 negative answer, invalid input or failed start, 2 usage, 4 denied."
 )]
 pub struct Cli {
     #[command(subcommand)]

@@ -217,8 +217,9 @@ fn settings_that_cannot_work_are_refused_at_the_start() {
     let serve = |settings: &str, args: &[&str]| {
         std::fs::write(&file, settings).unwrap();
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_weir"))
-            .args(["serve", "--manifests", manifests, "--config"])
+            .args(["serve", "--config"])
             .arg(&file)
+            .env("WEIR_MANIFESTS", manifests)
             .args(args)
             .output()
             .unwrap();
@@ -258,6 +259,16 @@ fn settings_that_cannot_work_are_refused_at_the_start() {
         ),
         ("", &["--engine", "io_uring"], ["--engine", "auto or epoll"]),
         ("", &["--log", "weir=loud"], ["--log", "weir=debug"]),
+        (
+            "log: inof\n",
+            &[],
+            ["weir.yaml:1:1: log", "inof is no level"],
+        ),
+        (
+            "",
+            &["--manifests", env!("CARGO_BIN_EXE_weir")],
+            ["--manifests", "give its directory"],
+        ),
     ] {
         let (code, text) = serve(settings, args);
         assert_eq!(code, Some(2), "{settings:?} {args:?}: {text}");

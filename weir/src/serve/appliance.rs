@@ -83,6 +83,11 @@ impl Appliance {
             pools = pools_text(&settings),
             "weir serves"
         );
+        if settings.pools.is_empty() && settings.node_port_addresses.is_empty() {
+            tracing::warn!(
+                "no Service gets an address: there is no pool; give one, for example --pool 192.0.2.0/28"
+            );
+        }
         Ok(Appliance {
             plane,
             control,
@@ -116,6 +121,7 @@ impl Appliance {
     /// Takes no new work from now on. Returns the connections and flows that still live.
     pub fn drain(&self, deadline: Duration) -> (u64, u64) {
         self.view.set_draining();
+        self.control.desk().command(Command::Drain);
         let handle = self.plane.handle();
         handle.drain(deadline);
         handle.active()

@@ -16,9 +16,8 @@ use crate::exit::Denied;
 pub fn state_dir(asked: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     if let Some(asked) = asked {
         return match usable(&asked) {
-            // A disk that takes nothing now may take it later: serving does not wait for it.
             Ok(()) => Ok(asked),
-            Err(error) if asked.is_dir() => {
+            Err(error) if asked.is_dir() && is_of_the_disk(&error) => {
                 tracing::warn!("state directory {}: {error}", asked.display());
                 Ok(asked)
             }
@@ -43,10 +42,16 @@ fn denied(path: &Path, error: &io::Error) -> anyhow::Error {
         "state directory {}: {error}; choose one that can be written with --state-dir DIR",
         path.display()
     );
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => Denied(message).into(),
-        _ => anyhow::Error::msg(message),
-    }
+    Denied(message).into()
+}
+
+/// A disk that takes nothing now may take it later: serving does not wait for it.
+fn is_of_the_disk(error: &io::Error) -> bool {
+    use io::ErrorKind::{QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    matches!(
+        error.kind(),
+        StorageFull | ReadOnlyFilesystem | QuotaExceeded
+    )
 }
 
 fn usable(directory: &Path) -> io::Result<()> {

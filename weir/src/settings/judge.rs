@@ -8,10 +8,10 @@ use std::time::Duration;
 use controlplane::allocate::Range;
 use lb_core::plane::PEER_TIMEOUTS;
 use lb_core::table::MAX_TIMEOUT;
-use tracing_subscriber::EnvFilter;
 
 use super::problem::Problem;
 use super::{EngineName, Layer, Settings, is_unset};
+use crate::telemetry::parse_filter;
 
 /// The longest name of an interface: IFNAMSIZ without its last byte (netdevice(7)).
 const MAX_INTERFACE_NAME: usize = 15;
@@ -111,13 +111,15 @@ impl Settings {
             let message = "io_uring is not part of this build; write auto or epoll";
             wrong(&["engine"], message.to_owned());
         }
-        if let Err(error) = EnvFilter::try_new(&self.log) {
-            let filter = &self.log;
-            let message =
-                format!("filter {filter:?}: {error}; write for example info or weir=debug");
+        if let Err(message) = parse_filter(&self.log) {
             wrong(&["log"], message);
         }
         let manifests = self.manifests.as_ref();
+        // One that is missing may be mounted later.
+        if let Some(file) = manifests.filter(|path| path.is_file()) {
+            let message = format!("{} is a file; give its directory", file.display());
+            wrong(&["manifests"], message);
+        }
         for (name, directory) in [
             ("stateDir", &self.state_dir),
             ("statusDir", &self.status_dir),
@@ -258,6 +260,8 @@ mod tests {
             "--node-port-address 192.0.2.1,::1,127.0.0.1",
             "--vip-interface bond0.100 --zone eu-1a --log weir=debug",
             "--manifests a --state-dir b --status-dir c",
+            "--log WARN,weir=debug,controlplane=trace --manifests src",
+            "--log off",
         ] {
             assert_eq!(said(line), "", "{line}");
         }
@@ -315,6 +319,15 @@ mod tests {
             (
                 "--log weir=loud",
                 ["--log or WEIR_LOG: log: ", "info or weir=debug"],
+            ),
+            (
+                "--log inof",
+                ["log: inof is no level: error, warn", "or target=level"],
+            ),
+            ("--log info,weir", ["log: weir is no level", "target=level"]),
+            (
+                "--manifests Cargo.toml",
+                ["--manifests or WEIR_MANIFESTS: ", "give its directory"],
             ),
             (
                 "--vip-interface sixteen-letters-",

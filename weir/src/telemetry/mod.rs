@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt;
 
 use crate::exit::Usage;
@@ -36,11 +37,7 @@ impl Telemetry {
             LogFormat::Text => false,
             LogFormat::Auto => !std::io::stderr().is_terminal(),
         };
-        let filter = EnvFilter::try_new(filter).map_err(|error| {
-            Usage(format!(
-                "log filter {filter:?}: {error}; write for example info or weir=debug"
-            ))
-        })?;
+        let filter = parse_filter(filter).map_err(|error| Usage(format!("log filter: {error}")))?;
         let notice = if json { json::dropped } else { text_dropped };
         let sink = Sink::start(std::io::stderr(), QUEUE_LINES, notice)?;
         let builder = fmt().with_env_filter(filter).with_writer(sink.clone());
@@ -66,6 +63,25 @@ impl Drop for Telemetry {
         // The last lines, if the sink takes them; a blocked one does not hold the exit.
         self.sink.flush(Duration::from_millis(200));
     }
+}
+
+/// Reads which lines are wanted: levels, and `target=level` pairs, separated by commas.
+///
+/// # Errors
+///
+/// What is wrong and what is right. A bare word that is no level would be taken for a target, and
+/// every other target would be mute: it is a mistake, too.
+pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
+    let words = text.split(',').map(str::trim);
+    let mut bare =
+        words.filter(|word| !word.is_empty() && !word.contains(['=', '[', ']', '{', '}']));
+    if let Some(word) = bare.find(|word| word.parse::<LevelFilter>().is_err()) {
+        return Err(format!(
+            "{word} is no level: error, warn, info, debug, trace, or target=level"
+        ));
+    }
+    EnvFilter::try_new(text)
+        .map_err(|error| format!("filter {text:?}: {error}; write for example info or weir=debug"))
 }
 
 fn text_dropped(lines: u64) -> String {
