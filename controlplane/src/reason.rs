@@ -198,14 +198,16 @@ pub enum Reason {
         family: Family,
     },
     /// The named pool does not exist.
-    #[error("no pool is named \"{pool}\"")]
+    #[error("no pool is named \"{pool}\"; there is {known}")]
     UnknownPool {
         /// As written.
         pool: Arc<str>,
+        /// The pools there are, or "none".
+        known: Arc<str>,
     },
     /// A requested address is in no pool.
     #[error(
-        "requested address {address} is in no pool of this appliance; no other is given instead"
+        "requested address {address} is in no pool of this appliance; add its range with --pool, or request another: no other is given instead"
     )]
     AddressNotInPool {
         /// As asked.

@@ -2,7 +2,10 @@
 
 use std::process::ExitCode;
 
-use crate::cli::ConfigCommand;
+use clap::CommandFactory;
+use clap::parser::ValueSource;
+
+use crate::cli::{Cli, ConfigCommand};
 use crate::settings;
 
 pub fn run(command: ConfigCommand) -> anyhow::Result<ExitCode> {
@@ -10,7 +13,14 @@ pub fn run(command: ConfigCommand) -> anyhow::Result<ExitCode> {
         ConfigCommand::Schema => print!("{}", settings::schema()),
         ConfigCommand::Show(args) => {
             let file = settings::load(args.config.as_deref())?;
-            print!("{}", settings::show(&args.layer, &file));
+            let matches = Cli::command().get_matches();
+            let show = matches
+                .subcommand_matches("config")
+                .and_then(|matches| matches.subcommand_matches("show"));
+            let is_flag = |id: &str| {
+                show.and_then(|show| show.value_source(id)) == Some(ValueSource::CommandLine)
+            };
+            print!("{}", settings::show(&args.layer, &file, is_flag));
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::hold::Obstacle;
 use super::waiting::Cause;
-use super::{Allocator, Assignment, Member, Turn, in_order, release, take};
+use super::{Allocator, Assignment, Member, Pools, Turn, in_order, release, take};
 use crate::object::Family;
 use crate::reason::Reason;
 
@@ -137,7 +137,8 @@ impl Allocator {
                 Some(place) => Some(place),
                 None => {
                     let pool = name.clone();
-                    return Slot::Lacks(Reason::UnknownPool { pool }, None);
+                    let known = names(pools).into();
+                    return Slot::Lacks(Reason::UnknownPool { pool, known }, None);
                 }
             },
         };
@@ -179,4 +180,15 @@ impl Lacks {
         self.note(reason, cause);
         self.is_fatal = true;
     }
+}
+
+/// The pools there are, for a person: ten at most.
+fn names(pools: &Pools) -> String {
+    let mut names: Vec<&str> = pools.iter().take(10).map(|pool| &*pool.name).collect();
+    match pools.iter().len() {
+        0 => return "none".to_owned(),
+        all if all > names.len() => names.push(".."),
+        _ => {}
+    }
+    names.join(", ")
 }

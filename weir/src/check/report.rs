@@ -67,9 +67,10 @@ impl Report {
                 });
                 let ports = ports.collect::<Vec<_>>().join(", ");
                 let ready = translation.endpoints.ready;
+                let noun = if ready == 1 { "endpoint" } else { "endpoints" };
                 writeln!(
                     text,
-                    "{key}: would be served on {ports}; {ready} endpoints ready"
+                    "{key}: would be served on {ports}; {ready} {noun} ready"
                 )
             }
             None => {

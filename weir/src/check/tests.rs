@@ -35,7 +35,7 @@ fn a_good_directory() {
     let (text, good) = text(&[directory.path().to_owned()]);
     assert!(good, "{text}");
     assert!(
-        text.contains("shop/web: would be served on 80/tcp; 1 endpoints ready\n"),
+        text.contains("shop/web: would be served on 80/tcp; 1 endpoint ready\n"),
         "{text}"
     );
     assert!(

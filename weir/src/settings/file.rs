@@ -67,10 +67,25 @@ fn locate(name: &str, text: &str, error: &Error) -> Problem {
                 expected.join(", ")
             ),
         },
-        other => UserMessageFormatter.format_message(other).into_owned(),
+        other => without_place(&UserMessageFormatter.format_message(other)).to_owned(),
     };
     match error.location() {
         Some(place) => Problem::located(name, text, place.line(), place.column(), &message),
         None => Problem::unlocated(name, &message),
+    }
+}
+
+/// The parser's message without the place that it ends with: ours is said before it.
+fn without_place(message: &str) -> &str {
+    match message.rsplit_once(" at line ") {
+        Some((before, place))
+            if place
+                .replace(", column ", "")
+                .chars()
+                .all(|c| c.is_ascii_digit()) =>
+        {
+            before
+        }
+        _ => message,
     }
 }

@@ -78,7 +78,8 @@ fn variable(name: &str) -> String {
     format!("WEIR_{}", flag.to_uppercase())
 }
 
-fn split(name: &str, by: char) -> String {
+/// A name of the file as words with `by` between them.
+pub(super) fn split(name: &str, by: char) -> String {
     let mut text = String::new();
     for c in name.chars() {
         if c.is_ascii_uppercase() {

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use super::values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span};
+use super::values::{
+    self, AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span,
+};
 
 /// One layer of settings; what it does not say is `None` or empty.
 #[derive(
@@ -49,7 +51,8 @@ pub struct Layer {
     pub status_dir: Option<PathBuf>,
 
     /// Worker threads. Default: one per CPU that this process may use.
-    #[arg(long, env = "WEIR_WORKERS", value_name = "N")]
+    #[arg(long, env = "WEIR_WORKERS", value_name = "N", value_parser = values::workers)]
+    #[serde(deserialize_with = "values::workers_in_file")]
     pub workers: Option<NonZeroUsize>,
 
     /// The I/O driver. Default: auto.

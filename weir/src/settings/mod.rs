@@ -32,8 +32,9 @@ pub fn schema() -> String {
     text + "\n"
 }
 
-/// The layers as one text: each setting that somebody made, and who.
-pub fn show(flags: &Layer, file: &Layer) -> String {
+/// The layers as one text: each setting, and who made it. `is_flag` says of a setting, by its name
+/// with _ between words, that its flag was given; else what is above the file is the environment.
+pub fn show(flags: &Layer, file: &Layer, is_flag: impl Fn(&str) -> bool) -> String {
     let settings = serde_json::to_value(flags).unwrap_or_default();
     let below = serde_json::to_value(file).unwrap_or_default();
     let (Some(settings), Some(below)) = (settings.as_object(), below.as_object()) else {
@@ -42,18 +43,44 @@ pub fn show(flags: &Layer, file: &Layer) -> String {
     let mut text = String::new();
     for (name, below) in below {
         let over = settings.get(name).unwrap_or(&serde_json::Value::Null);
-        let (value, origin) = match (is_unset(over), is_unset(below)) {
-            (false, _) => (over, "flag or environment"),
-            (true, false) => (below, "file"),
-            (true, true) => (below, "default"),
+        let line = match (is_unset(over), is_unset(below)) {
+            (false, _) if is_flag(&judge::split(name, '_')) => format!("{name}: {over} # flag\n"),
+            (false, _) => format!("{name}: {over} # environment\n"),
+            (true, false) => format!("{name}: {below} # file\n"),
+            (true, true) => format!("# {name}: {} (default)\n", default_of(name)),
         };
-        if is_unset(value) {
-            text.push_str(&format!("# {name}: ({origin})\n"));
-        } else {
-            text.push_str(&format!("{name}: {value} # {origin}\n"));
-        }
+        text.push_str(&line);
     }
     text
+}
+
+/// What holds where nobody set `name`.
+fn default_of(name: &str) -> String {
+    let settings = Settings::new(Layer::default(), Layer::default());
+    let span = |time| values::Span(time).to_string();
+    match name {
+        "admin" => "unix:/run/weir/admin.sock, or below XDG_RUNTIME_DIR".to_owned(),
+        "stateDir" => "/var/lib/weir, or below XDG_STATE_HOME".to_owned(),
+        "workers" => "one per CPU".to_owned(),
+        "engine" => "auto".to_owned(),
+        "pin" => settings.pin.to_string(),
+        "class" => settings.class,
+        "defaultProvider" => settings.default_provider.to_string(),
+        "vipInterface" => "the one whose subnet holds the VIP, else lo".to_owned(),
+        "hashKey" => "random, kept in the state directory".to_owned(),
+        "confirmDeletions" => settings.confirm_deletions.to_string(),
+        "drainTimeout" => span(settings.drain_timeout),
+        "connectTimeout" => span(settings.connect_timeout),
+        "connectBudget" => span(settings.connect_budget),
+        "idleTimeout" => span(settings.idle_timeout),
+        "halfCloseTimeout" => span(settings.half_close_timeout),
+        "peerTimeout" => span(settings.peer_timeout),
+        "flowOneWayTimeout" => span(settings.flow_one_way_timeout),
+        "flowTwoWayTimeout" => span(settings.flow_two_way_timeout),
+        "logFormat" => "auto".to_owned(),
+        "log" => settings.log,
+        _ => "none".to_owned(),
+    }
 }
 
 fn is_unset(value: &serde_json::Value) -> bool {

@@ -124,7 +124,14 @@ fn every_error_has_its_place() {
         ("idleTimeout: 30\n", "1:14", "30s"),
         ("engine: iouring\n", "1:9", "did you mean \"io_uring\"?"),
         ("admin: 0.0.0.0:80\n", "1:8", "not a loopback address"),
-        ("workers: 0\n", "1:1", "nonzero"),
+        ("workers: 0\n", "1:10", "\"0\" is no number of workers"),
+        ("workers: many\n", "1:10", "write a whole number from 1 on"),
+        ("pools: [192.0.2.0/33]\n", "1:9", "/32 is the longest"),
+        (
+            "allowEndpoints: [\"fd00::/129\"]\n",
+            "1:18",
+            "/128 is the longest",
+        ),
         ("workers: [\n", "1:10", ""),
         ("workers: 1\nworkers: 2\n", "2:1", "workers"),
         ("- a\n", "1:1", ""),
@@ -137,6 +144,7 @@ fn every_error_has_its_place() {
             "{text:?}: {problem}"
         );
         assert!(problem.contains(part), "{text:?}: {problem}");
+        assert!(!problem.contains(" at line "), "{text:?}: {problem}");
     }
 }
 
@@ -160,11 +168,17 @@ fn the_published_schema_is_current() {
 #[test]
 fn show_names_the_origin() {
     let file = parse("f", "workers: 3\nzone: a\n").expect("file");
-    let text = show(&flags("--workers 1"), &file);
-    assert!(
-        text.contains("workers: 1 # flag or environment\n"),
-        "{text}"
-    );
+    let text = show(&flags("--workers 1 --class a/b"), &file, |id| {
+        id == "workers"
+    });
+    assert!(text.contains("workers: 1 # flag\n"), "{text}");
     assert!(text.contains("zone: \"a\" # file\n"), "{text}");
-    assert!(text.contains("# class: (default)\n"), "{text}");
+    for line in [
+        "class: \"a/b\" # environment\n",
+        "# drainTimeout: 30s (default)\n",
+        "# flowTwoWayTimeout: 120s (default)\n",
+        "# pools: none (default)\n",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
 }

@@ -3,11 +3,13 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
 use controlplane::allocate::Range;
 use ipnet::IpNet;
+use serde::Deserialize;
 
 /// Gives a type that parses from text its place in the file and in the schema.
 macro_rules! text_value {
@@ -90,6 +92,37 @@ text_value!(
     ["250ms", "30s", "5m", "1h"]
 );
 
+/// A number of worker threads.
+pub fn workers(text: &str) -> Result<NonZeroUsize, String> {
+    text.parse()
+        .map_err(|_| format!("{text:?} is no number of workers; write a whole number from 1 on"))
+}
+
+/// As [`workers`], where the file has it.
+pub fn workers_in_file<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Option<NonZeroUsize>, D::Error> {
+    let text = match serde_json::Value::deserialize(from)? {
+        serde_json::Value::Null => return Ok(None),
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    workers(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// What is wrong with `ADDRESS/PREFIX` if it is that the prefix is longer than the address.
+fn long_prefix(text: &str) -> Option<String> {
+    let (address, prefix) = text.split_once('/')?;
+    let most = match address.parse().ok()? {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    };
+    let long = !prefix.is_empty()
+        && prefix.chars().all(|c| c.is_ascii_digit())
+        && prefix.parse().map_or(true, |prefix: u32| prefix > most);
+    long.then(|| format!("{text:?}: the prefix is too long; /{most} is the longest"))
+}
+
 /// An address range in CIDR form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cidr(pub IpNet);
@@ -100,6 +133,9 @@ impl FromStr for Cidr {
     fn from_str(text: &str) -> Result<Cidr, String> {
         if let Ok(net) = text.parse::<IpNet>() {
             return Ok(Cidr(net.trunc()));
+        }
+        if let Some(wrong) = long_prefix(text) {
+            return Err(wrong);
         }
         let single = text.parse::<IpAddr>().map(IpNet::from);
         single
@@ -145,6 +181,9 @@ impl FromStr for PoolEntry {
             return Err(format!(
                 "pool name {name:?} is not made of a to z, 0 to 9 and -, 1 to 63 of them"
             ));
+        }
+        if let Some(wrong) = long_prefix(range) {
+            return Err(format!("pool {wrong}"));
         }
         // One address alone is a range of one.
         let range = match range.parse::<IpAddr>() {
