@@ -209,7 +209,12 @@ impl Plane {
         Ok(plane)
     }
 
-    fn start_workers(&mut self, pin: bool, limits: &Limits, engine: Engine) -> Result<(), StartError> {
+    fn start_workers(
+        &mut self,
+        pin: bool,
+        limits: &Limits,
+        engine: Engine,
+    ) -> Result<(), StartError> {
         let shared = &self.handle.0.shared;
         let cpus = process::allowed_cpus();
         let seed = RandomState::new();

@@ -24,6 +24,8 @@ impl Interest {
     );
     /// As long as there is something to read: level-triggered.
     pub(crate) const READ: Interest = Interest(epoll::EventFlags::IN);
+    /// An error, or the end of both directions, once.
+    pub(crate) const ERRORS: Interest = Interest(epoll::EventFlags::ET);
     /// Nothing for now (errors come all the same).
     pub(crate) const NONE: Interest = Interest(epoll::EventFlags::empty());
 }

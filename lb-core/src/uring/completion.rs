@@ -64,8 +64,6 @@ pub(crate) enum Readable {
     In,
     /// Room to send.
     Out,
-    /// A failure.
-    Error,
 }
 
 impl Ring {
@@ -93,7 +91,6 @@ impl Ring {
             }
             Some(Op::PollIn) => ready(owner, Readable::In, result),
             Some(Op::PollOut) => ready(owner, Readable::Out, result),
-            Some(Op::Watch) => ready(owner, Readable::Error, result),
             Some(Op::Flight) => self.landed(owner.key, result),
         }
     }

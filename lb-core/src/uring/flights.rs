@@ -218,7 +218,11 @@ mod tests {
             let bytes = unsafe { std::slice::from_raw_parts(at, len as usize) };
             assert_eq!(bytes, [n; 10]);
             let landed = flights.land(key);
-            let Some(Flight::Send { payload: Payload::Backlog(mut backlog), .. }) = landed else {
+            let Some(Flight::Send {
+                payload: Payload::Backlog(mut backlog),
+                ..
+            }) = landed
+            else {
                 panic!("a send of a backlog");
             };
             backlog.advance(4);
@@ -247,7 +251,11 @@ mod tests {
         .map(|piece| piece.iov_len)
         .collect();
         assert_eq!(lens, [16, 3]);
-        let Some(Flight::Send { payload: Payload::Chain(chain), .. }) = flights.land(key) else {
+        let Some(Flight::Send {
+            payload: Payload::Chain(chain),
+            ..
+        }) = flights.land(key)
+        else {
             panic!("a send of a chain");
         };
         assert_eq!(chain.len(), 19);

@@ -242,7 +242,10 @@ impl Ring {
         }
         let limit = Timespec::new().sec(END.as_secs());
         let all = CancelBuilder::any();
-        let cancelled = self.uring.submitter().register_sync_cancel(Some(limit), all);
+        let cancelled = self
+            .uring
+            .submitter()
+            .register_sync_cancel(Some(limit), all);
         if cancelled.is_err_and(|e| e.raw_os_error() != Some(libc::ENOENT)) {
             return false;
         }

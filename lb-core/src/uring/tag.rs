@@ -25,9 +25,8 @@ pub(super) enum Op {
     Receive = 2,
     PollIn = 3,
     PollOut = 4,
-    Watch = 5,
     /// Lends memory: the rest is a key of the in-flight slab.
-    Flight = 6,
+    Flight = 5,
 }
 
 /// Op (3 bits), side (1), index (28), generation (32).
@@ -70,8 +69,7 @@ impl Tag {
             2 => Op::Receive,
             3 => Op::PollIn,
             4 => Op::PollOut,
-            5 => Op::Watch,
-            6 => Op::Flight,
+            5 => Op::Flight,
             _ => return None,
         })
     }
@@ -99,7 +97,6 @@ mod tests {
             Op::Receive,
             Op::PollIn,
             Op::PollOut,
-            Op::Watch,
             Op::Flight,
         ];
         for op in ops {

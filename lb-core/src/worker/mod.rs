@@ -126,11 +126,10 @@ impl Drivers {
 
     fn on_event(&mut self, cx: &mut Cx, kind: Kind, token: Token, readiness: Readiness) {
         match kind {
-            Kind::Downstream | Kind::Upstream => {
-                if let TcpDriver::Epoll(tcp) = &mut self.tcp {
-                    tcp.on_event(cx, token, readiness);
-                }
-            }
+            Kind::Downstream | Kind::Upstream => match &mut self.tcp {
+                TcpDriver::Epoll(tcp) => tcp.on_event(cx, token, readiness),
+                TcpDriver::Ring(tcp) => tcp.on_event(token),
+            },
             Kind::Flow => self.udp.on_event(cx, token, readiness),
             Kind::Wake | Kind::Listener | Kind::House => {}
         }
@@ -138,7 +137,9 @@ impl Drivers {
 
     fn on_timer(&mut self, cx: &mut Cx, kind: Kind, token: Token) {
         match kind {
-            Kind::Downstream | Kind::Upstream => either!(&mut self.tcp, tcp => tcp.on_timer(cx, token)),
+            Kind::Downstream | Kind::Upstream => {
+                either!(&mut self.tcp, tcp => tcp.on_timer(cx, token))
+            }
             Kind::Flow => self.udp.on_timer(cx, token),
             Kind::Wake | Kind::Listener | Kind::House => {}
         }

@@ -1,4 +1,4 @@
-//! IORING_OP_POLL_ADD, one shot.
+//! IORING_OP_POLL_ADD, one shot. (Not for errors alone: the kernel always tells of a FIN too.)
 
 use std::os::fd::BorrowedFd;
 
@@ -14,8 +14,6 @@ impl Ring {
         let (op, events) = match what {
             Readable::In => (Op::PollIn, libc::POLLIN | libc::POLLRDHUP),
             Readable::Out => (Op::PollOut, libc::POLLOUT),
-            // Errors and hang-ups are always told.
-            Readable::Error => (Op::Watch, 0),
         };
         self.poll_for(socket, events, Tag::new(op, owner));
     }

@@ -6,12 +6,13 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use super::lane::{self, End, Lane, Watch};
+use super::Io;
+use super::lane::{self, End, Lane};
 use crate::conn::{Action, Actions, Event, Operation, Side, Timeouts};
 use crate::slab::Key;
 use crate::stats::CloseReason;
 use crate::sys::stream;
-use crate::uring::{Backlog, Completion, MAX_PIECES, Owner, Payload, Readable, Ring};
+use crate::uring::{Backlog, Completion, MAX_PIECES, Owner, Payload, Ring};
 use crate::worker::cx::Cx;
 use crate::worker::local::Local;
 use crate::worker::session::{Session, cause};
@@ -56,97 +57,94 @@ impl Connection {
     }
 
     /// The client may not connect.
-    pub(super) fn deny(&mut self, cx: &mut Cx, ring: &mut Ring, key: Key) -> Outcome {
-        self.go(cx, ring, key, Event::Accepted { denied: true })
+    pub(super) fn deny(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        self.go(cx, io, key, Event::Accepted { denied: true })
     }
 
     /// The client may connect: the search for a backend begins.
     pub(super) fn admit(
         &mut self,
         cx: &mut Cx,
-        ring: &mut Ring,
+        io: &mut Io,
         key: Key,
         client: SocketAddr,
     ) -> Outcome {
         self.session.begin_dial(client);
-        self.go(cx, ring, key, Event::Accepted { denied: false })
+        self.go(cx, io, key, Event::Accepted { denied: false })
     }
 
     /// Takes note of what completed.
-    pub(super) fn note(&mut self, ring: &mut Ring, owner: Owner, completion: Completion) {
+    pub(super) fn note(&mut self, io: &mut Io, owner: Owner, completion: Completion) {
         let lane = &mut self.lanes[owner.side.index()];
         match completion {
-            Completion::Received { got, more, .. } => lane.received(ring, owner, got, more),
-            Completion::Sent { result, rest, .. } => self.note_sent(ring, owner, result, rest),
+            Completion::Received { got, more, .. } => lane.received(&mut io.ring, owner, got, more),
+            Completion::Sent { result, rest, .. } => self.note_sent(io, owner, result, rest),
             Completion::Connected { flight, result, .. } => {
                 self.session.note_connected(flight, result);
             }
-            Completion::Ready { what, .. } => {
-                if what == Readable::Error && lane.watch == Watch::Armed {
-                    lane.watch = Watch::Fired;
-                }
-            }
-            Completion::Readiness | Completion::Accepted { .. } | Completion::Nothing => {}
+            Completion::Ready { .. }
+            | Completion::Readiness
+            | Completion::Accepted { .. }
+            | Completion::Nothing => {}
         }
     }
 
     /// A send of what came from `from` has ended.
-    fn note_sent(
-        &mut self,
-        ring: &mut Ring,
-        from: Owner,
-        result: Result<u32, Errno>,
-        rest: Payload,
-    ) {
+    fn note_sent(&mut self, io: &mut Io, from: Owner, result: Result<u32, Errno>, rest: Payload) {
         let lane = &mut self.lanes[from.side.index()];
         lane.sending = false;
         match result {
             Ok(n) => {
                 if !rest.is_empty() {
-                    lane.keep(ring, from, rest);
+                    lane.keep(&mut io.ring, from, rest);
                 }
                 lane.sent = Some(Ok(n));
             }
             // The send of provided buffers does not wait; one of our own memory does.
             Err(Errno::AGAIN | Errno::INTR | Errno::CANCELED) => {
-                lane.keep(ring, from, rest);
+                lane.keep(&mut io.ring, from, rest);
                 let backlog = lane.slow.as_mut().and_then(|slow| slow.backlog.take());
                 if let Some(backlog) = backlog {
-                    lane::send(&mut self.lanes, ring, from, Payload::Backlog(backlog));
+                    lane::send(
+                        &mut self.lanes,
+                        &mut io.ring,
+                        from,
+                        Payload::Backlog(backlog),
+                    );
                 }
             }
             Err(errno) => {
-                ring.discard(rest);
+                io.ring.discard(rest);
                 lane.sent = Some(Err(errno));
             }
         }
     }
 
     /// The timer came: the machine's, or the one that looks at a send queue.
-    pub(super) fn on_timer(&mut self, cx: &mut Cx, ring: &mut Ring, key: Key) -> Outcome {
+    pub(super) fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
         self.session.timer_came();
         let event = match self.session.is_dialling() {
             true => self.next_of_dial(cx),
             false => self.poll_flush(),
         };
         if let Some(event) = event
-            && let Some(reason) = self.apply(cx, ring, key, event, None)
+            && let Some(reason) = self.apply(cx, io, key, event, None)
         {
             return Outcome::Closed(reason);
         }
-        self.go(cx, ring, key, Event::Timer)
+        self.go(cx, io, key, Event::Timer)
     }
 
     /// Ends it now.
-    pub(super) fn cut(&mut self, cx: &mut Cx, ring: &mut Ring, key: Key) -> Outcome {
-        self.go(cx, ring, key, Event::Cut)
+    pub(super) fn cut(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        self.go(cx, io, key, Event::Cut)
     }
 
     /// There are buffers again.
-    pub(super) fn resume(&mut self, ring: &mut Ring, owner: Owner) {
+    pub(super) fn resume(&mut self, io: &mut Io, owner: Owner) {
         let lane = &mut self.lanes[owner.side.index()];
         lane.starved = false;
-        lane.receive(ring, owner);
+        lane.receive(&mut io.ring, owner);
     }
 
     /// Is something under way on this side's socket that its own lane does not know of?
@@ -155,20 +153,20 @@ impl Connection {
         connects || self.lanes[side.peer().index()].sending
     }
 
-    fn go(&mut self, cx: &mut Cx, ring: &mut Ring, key: Key, event: Event) -> Outcome {
-        match self.apply(cx, ring, key, event, None) {
+    fn go(&mut self, cx: &mut Cx, io: &mut Io, key: Key, event: Event) -> Outcome {
+        match self.apply(cx, io, key, event, None) {
             Some(reason) => Outcome::Closed(reason),
-            None => self.run(cx, ring, key),
+            None => self.run(cx, io, key),
         }
     }
 
     /// Acts upon what has completed, up to its share of a turn.
-    pub(super) fn run(&mut self, cx: &mut Cx, ring: &mut Ring, key: Key) -> Outcome {
+    pub(super) fn run(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
         for _ in 0..WORK_PER_TURN {
-            let Some((event, payload)) = self.next_completion(cx, ring, key) else {
+            let Some((event, payload)) = self.next_completion(cx, io, key) else {
                 return Outcome::Waits;
             };
-            if let Some(reason) = self.apply(cx, ring, key, event, payload) {
+            if let Some(reason) = self.apply(cx, io, key, event, payload) {
                 return Outcome::Closed(reason);
             }
         }
@@ -180,7 +178,7 @@ impl Connection {
     fn apply(
         &mut self,
         cx: &mut Cx,
-        ring: &mut Ring,
+        io: &mut Io,
         key: Key,
         event: Event,
         mut payload: Option<Payload>,
@@ -197,13 +195,13 @@ impl Connection {
                 if matches!(action, Action::Shutdown { .. }) && is_last {
                     continue;
                 }
-                if let Some(reason) = self.act(cx, ring, key, *action, &mut payload) {
+                if let Some(reason) = self.act(cx, io, key, *action, &mut payload) {
                     return Some(reason);
                 }
             }
             // Nobody is left to send it to.
             if let Some(unwanted) = payload.take() {
-                ring.discard(unwanted);
+                io.ring.discard(unwanted);
             }
             event = self.next.take();
         }
@@ -214,21 +212,25 @@ impl Connection {
     fn next_completion(
         &mut self,
         cx: &mut Cx,
-        ring: &mut Ring,
+        io: &mut Io,
         key: Key,
     ) -> Option<(Event, Option<Payload>)> {
         if self.session.is_dialling() {
             return Some((self.next_of_dial(cx)?, None));
         }
+        // First the sends: one that took a socket's error came before the receive that then found
+        // the end of its queue, and says that this was no FIN.
+        for side in Side::BOTH {
+            if let Some(result) = self.lanes[side.index()].sent.take() {
+                return Some((sent(side.peer(), result), None));
+            }
+        }
         self.first = self.first.peer();
         for side in [self.first, self.first.peer()] {
             let owner = Owner { key, side };
             let lane = &mut self.lanes[side.index()];
-            if let Some(result) = lane.sent.take() {
-                return Some((sent(side.peer(), result), None));
-            }
             if lane.wanted
-                && let Some((event, payload)) = receive(lane, ring, owner)
+                && let Some((event, payload)) = receive(lane, &mut io.ring, owner)
             {
                 self.session.count(event);
                 return Some((event, payload));
@@ -248,10 +250,9 @@ impl Connection {
         if flushes && let Some(End::Failed(errno)) = lane.end {
             return Some(failed(side, Operation::SendOrWatch, errno));
         }
-        if lane.watch != Watch::Fired {
+        if !std::mem::take(&mut lane.error) {
             return None;
         }
-        lane.watch = Watch::Off;
         let errno = stream::take_error(lane.socket()?).err()?;
         Some(failed(side, Operation::SendOrWatch, errno))
     }
@@ -260,34 +261,34 @@ impl Connection {
     fn act(
         &mut self,
         cx: &mut Cx,
-        ring: &mut Ring,
+        io: &mut Io,
         key: Key,
         action: Action,
         payload: &mut Option<Payload>,
     ) -> Option<CloseReason> {
         match action {
             Action::Pick { .. } => self.next = Some(self.session.pick(cx)),
-            Action::Connect => self.next = self.connect(cx, ring, key),
-            Action::CloseUpstream => self.close_upstream(cx, ring),
+            Action::Connect => self.next = self.connect(cx, io, key),
+            Action::CloseUpstream => self.close_upstream(cx, io),
             Action::Receive { side } => {
                 let lane = &mut self.lanes[side.index()];
                 lane.wanted = true;
                 lane.settle();
-                lane.receive_unless_held(ring, Owner { key, side });
+                lane.receive_unless_held(&mut io.ring, Owner { key, side });
             }
-            Action::Send { side } => self.send(ring, key, side.peer(), payload.take()),
-            Action::Shutdown { side } => self.shut(ring, key, side),
+            Action::Send { side } => self.send(io, key, side.peer(), payload.take()),
+            Action::Shutdown { side } => self.shut(cx, io, key, side),
             Action::AwaitFlush { side } => {
-                self.lanes[side.index()].watch(ring, Owner { key, side });
+                self.lanes[side.index()].watch(cx, Owner { key, side });
                 self.await_flush(cx, key, side);
             }
             Action::Reset { side } => {
                 let busy = self.is_busy(side);
-                self.lanes[side.index()].reset(ring, busy);
+                self.lanes[side.index()].reset(&mut io.ring, busy);
             }
             Action::Arm(at) => self.session.arm(cx, key, at),
             Action::Close(reason) => {
-                self.close(cx, ring);
+                self.close(cx, io);
                 return Some(reason);
             }
         }
@@ -295,24 +296,39 @@ impl Connection {
     }
 
     /// Sends what came from `from`: just now, or what waits.
-    fn send(&mut self, ring: &mut Ring, key: Key, from: Side, fresh: Option<Payload>) {
+    fn send(&mut self, io: &mut Io, key: Key, from: Side, fresh: Option<Payload>) {
         let lane = &mut self.lanes[from.index()];
         let waiting = || {
             let backlog = lane.slow.as_mut()?.backlog.take()?;
             Some(Payload::Backlog(backlog))
         };
         if let Some(payload) = fresh.or_else(waiting) {
-            lane::send(&mut self.lanes, ring, Owner { key, side: from }, payload);
+            lane::send(
+                &mut self.lanes,
+                &mut io.ring,
+                Owner { key, side: from },
+                payload,
+            );
         }
     }
 
     /// Sends FIN to `side`. Its peer has nothing more to say, unless it resets: that is watched.
-    fn shut(&mut self, ring: &mut Ring, key: Key, side: Side) {
+    fn shut(&mut self, cx: &Cx, io: &mut Io, key: Key, side: Side) {
         if let Some(socket) = self.lanes[side.index()].socket() {
             stream::shutdown_write(socket);
         }
         let side = side.peer();
-        self.lanes[side.index()].watch(ring, Owner { key, side });
+        io.watch_later(cx, Owner { key, side });
+    }
+
+    /// Has epoll tell of an error of this side from now on.
+    pub(super) fn watch(&mut self, cx: &Cx, owner: Owner) {
+        self.lanes[owner.side.index()].watch(cx, owner);
+    }
+
+    /// epoll has found an error.
+    pub(super) fn note_error(&mut self, side: Side) {
+        self.lanes[side.index()].error = true;
     }
 
     fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) {
@@ -326,11 +342,11 @@ impl Connection {
         self.session.poll_flush(socket)
     }
 
-    fn close(&mut self, cx: &mut Cx, ring: &mut Ring) {
+    fn close(&mut self, cx: &mut Cx, io: &mut Io) {
         for side in Side::BOTH {
             let busy = self.is_busy(side);
-            self.lanes[side.index()].close(ring, busy);
-            self.lanes[side.index()].clear(ring);
+            self.lanes[side.index()].close(&mut io.ring, busy);
+            self.lanes[side.index()].clear(&mut io.ring);
         }
         self.session.end(cx);
     }

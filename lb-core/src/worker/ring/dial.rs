@@ -2,12 +2,13 @@
 
 use std::os::fd::AsFd;
 
+use super::Io;
 use super::connection::Connection;
 use super::lane;
 use crate::conn::{Cause, Event, Side};
 use crate::slab::Key;
 use crate::sys::stream;
-use crate::uring::{Owner, Ring};
+use crate::uring::Owner;
 use crate::worker::cx::Cx;
 use crate::worker::session::cause;
 
@@ -33,13 +34,13 @@ impl Connection {
         }
     }
 
-    pub(super) fn connect(&mut self, cx: &mut Cx, ring: &mut Ring, key: Key) -> Option<Event> {
+    pub(super) fn connect(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Option<Event> {
         let address = self.session.backend()?;
         // Most tries end within a round trip; a client that leaves meanwhile is seen by the first
         // receive. One whose search goes on is watched.
         if self.session.is_retrying() {
             let side = Side::Downstream;
-            self.lanes[side.index()].watch(ring, Owner { key, side });
+            self.lanes[side.index()].watch(cx, Owner { key, side });
         }
         let socket = stream::tcp_socket(address).and_then(|socket| {
             stream::bound_silence(socket.as_fd(), cx.limits.peer_timeout)?;
@@ -48,7 +49,7 @@ impl Connection {
         match socket {
             Ok(socket) => {
                 let upstream = &mut self.lanes[Side::Upstream.index()];
-                let flight = lane::connect(upstream, ring, key, socket, address);
+                let flight = lane::connect(upstream, &mut io.ring, key, socket, address);
                 self.session.set_flight(flight);
                 None
             }
@@ -61,12 +62,12 @@ impl Connection {
     }
 
     /// The try is over. With its claim still held it has not failed, but nobody answered in time.
-    pub(super) fn close_upstream(&mut self, cx: &mut Cx, ring: &mut Ring) {
+    pub(super) fn close_upstream(&mut self, cx: &mut Cx, io: &mut Io) {
         if self.session.backend().is_some() {
             self.connect_failed(cx, Cause::TimedOut);
         }
         let busy = self.is_busy(Side::Upstream);
-        self.lanes[Side::Upstream.index()].close(ring, busy);
+        self.lanes[Side::Upstream.index()].close(&mut io.ring, busy);
         self.session.forget_flight();
     }
 }

@@ -6,8 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use crate::conn::Side;
+use crate::sys::epoll::Interest;
 use crate::sys::socket;
-use crate::uring::{Backlog, Chain, Got, Owner, Payload, Readable, Ring};
+use crate::uring::{Backlog, Chain, Got, Owner, Payload, Ring};
+use crate::worker::cx::Cx;
+use crate::worker::token::{Kind, Token};
 
 /// Bytes that may have come from one socket while a send of what came before is under way; past
 /// it the receive is cancelled. A receive that is under way may still bring more: the kernel
@@ -22,15 +25,6 @@ pub(super) enum Receiving {
     On,
     /// Cancelled: its last completion has not come yet.
     Ending,
-}
-
-/// A one-shot watch for errors.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Watch {
-    #[default]
-    Off,
-    Armed,
-    Fired,
 }
 
 /// How a socket's queue ended.
@@ -58,7 +52,10 @@ pub(super) struct Lane {
     /// What ended the queue, behind all that is in it.
     pub(super) end: Option<End>,
     pub(super) receiving: Receiving,
-    pub(super) watch: Watch,
+    /// epoll watches the socket for errors.
+    pub(super) watched: bool,
+    /// It has reported one that nobody has taken yet.
+    pub(super) error: bool,
     /// It ended for want of a buffer, and is begun again when there are some.
     pub(super) starved: bool,
     /// The machine waits for what comes from this socket.
@@ -77,7 +74,8 @@ impl Lane {
             queue: Chain::EMPTY,
             end: None,
             receiving: Receiving::Off,
-            watch: Watch::Off,
+            watched: false,
+            error: false,
             starved: false,
             wanted: false,
             sending: false,
@@ -131,13 +129,18 @@ impl Lane {
         }
     }
 
-    /// Watches for an error, once.
-    pub(super) fn watch(&mut self, ring: &mut Ring, owner: Owner) {
-        if self.watch == Watch::Off
-            && let Some(socket) = &self.socket
+    /// Has epoll tell of an error on a socket that is not received from.
+    pub(super) fn watch(&mut self, cx: &Cx, owner: Owner) {
+        let kind = match owner.side {
+            Side::Downstream => Kind::Downstream,
+            Side::Upstream => Kind::Upstream,
+        };
+        if let Some(socket) = &self.socket
+            && !self.watched
         {
-            self.watch = Watch::Armed;
-            ring.poll(owner, socket.as_fd(), Readable::Error);
+            // Past fs.epoll.max_user_watches only a timeout finds what this would have found.
+            let token = Token::new(kind, owner.key);
+            self.watched = cx.watch(socket.as_fd(), token, Interest::ERRORS).is_ok();
         }
     }
 
@@ -172,17 +175,17 @@ impl Lane {
         self.slow = None;
     }
 
-    /// Closes the socket. `busy`: something else than this lane's own receive and watch is under
-    /// way on it.
+    /// Closes the socket. `busy`: something else than this lane's own receive is under way on it.
     pub(super) fn close(&mut self, ring: &mut Ring, busy: bool) {
         let Some(socket) = self.socket.take() else {
             return;
         };
-        if busy || self.receiving != Receiving::Off || self.watch == Watch::Armed {
+        if busy || self.receiving != Receiving::Off {
             ring.cancel_all(socket.as_fd());
         }
         self.receiving = Receiving::Off;
-        self.watch = Watch::Off;
+        self.watched = false;
+        self.error = false;
         ring.close(socket);
     }
 

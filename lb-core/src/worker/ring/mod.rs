@@ -24,11 +24,12 @@ use rustix::io::Errno;
 use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
 use super::local::Local;
-use super::token::Token;
-use crate::conn::Timeouts;
+use super::token::{Kind, Token};
+use crate::conn::{Side, Timeouts};
 use crate::slab::{Key, Slab};
 use crate::stats::CloseReason;
 use crate::sys::clock;
+use crate::time::Time;
 use crate::uring::{Completion, Got, Owner, Payload, Ring};
 use connection::{Connection, Outcome};
 
@@ -41,9 +42,29 @@ const RUN_TIME: Duration = Duration::from_millis(2);
 /// Connections run between two looks at the clock.
 const RUNS_PER_LOOK: usize = 32;
 
+/// How long after one side's FIN its socket is watched for a reset: most connections are over by
+/// then, and have saved the system call.
+const WATCH_AFTER: Duration = Duration::from_millis(4);
+
+/// What all connections of a worker use.
+pub(super) struct Io {
+    pub(super) ring: Ring,
+    /// Sockets to be watched for errors, and when, oldest first.
+    late: VecDeque<(Time, Owner)>,
+}
+
+impl Io {
+    /// This side has sent its FIN: should it reset after that, no receive tells.
+    pub(super) fn watch_later(&mut self, cx: &Cx, owner: Owner) {
+        self.late.push_back((cx.now + WATCH_AFTER, owner));
+    }
+}
+
 /// Every connection of one worker, and its ring.
 pub(crate) struct RingTcp {
-    pub(super) ring: Ring,
+    io: Io,
+    /// When the timer comes by which the first of those is watched; past: none is set.
+    alarm: Time,
     connections: Slab<Connection>,
     /// Something has completed; to be run at the end of the turn.
     dirty: VecDeque<Key>,
@@ -54,7 +75,11 @@ pub(crate) struct RingTcp {
 impl RingTcp {
     pub(crate) fn new(ring: Ring) -> RingTcp {
         RingTcp {
-            ring,
+            io: Io {
+                ring,
+                late: VecDeque::new(),
+            },
+            alarm: Time::ZERO,
             connections: Slab::new(),
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
@@ -66,7 +91,7 @@ impl RingTcp {
     /// # Errors
     /// None that could heal.
     pub(super) fn enable(&mut self) -> std::io::Result<()> {
-        self.ring.enable()
+        self.io.ring.enable()
     }
 
     /// Submits what the last turn asked for, sleeps until something completes, and takes it in.
@@ -75,11 +100,11 @@ impl RingTcp {
     /// # Errors
     /// None that could heal.
     pub(super) fn wait(&mut self, cx: &mut Cx, timeout: Duration) -> Result<bool, Errno> {
-        self.ring.poll_readiness(cx.poller().as_fd());
-        self.ring.wait(timeout)?;
+        self.io.ring.poll_readiness(cx.poller().as_fd());
+        self.io.ring.wait(timeout)?;
         let mut readable = false;
         for _ in 0..COMPLETIONS {
-            let Some(completion) = self.ring.next() else {
+            let Some(completion) = self.io.ring.next() else {
                 break;
             };
             cx.counters.events.add(1);
@@ -119,9 +144,9 @@ impl RingTcp {
         cx.counters.connections_active.add(1);
         let connection = Connection::new(local, socket, timeouts);
         let key = self.connections.insert(connection);
-        self.with(cx, key, |connection, cx, ring| match denied {
-            true => connection.deny(cx, ring, key),
-            false => connection.admit(cx, ring, key, client),
+        self.with(cx, key, |connection, cx, io| match denied {
+            true => connection.deny(cx, io, key),
+            false => connection.admit(cx, io, key, client),
         });
     }
 
@@ -143,7 +168,7 @@ impl RingTcp {
         }
         match self.connections.get_mut(owner.key) {
             Some(connection) => {
-                connection.note(&mut self.ring, owner, completion);
+                connection.note(&mut self.io, owner, completion);
                 self.mark(owner.key);
             }
             None => self.discard(completion),
@@ -155,8 +180,8 @@ impl RingTcp {
             Completion::Received {
                 got: Got::Data(chain),
                 ..
-            } => self.ring.discard(Payload::Chain(chain)),
-            Completion::Sent { rest, .. } => self.ring.discard(rest),
+            } => self.io.ring.discard(Payload::Chain(chain)),
+            Completion::Sent { rest, .. } => self.io.ring.discard(rest),
             _ => {}
         }
     }
@@ -172,8 +197,8 @@ impl RingTcp {
     /// A timer of ours came. The token may be stale.
     pub(crate) fn on_timer(&mut self, cx: &mut Cx, token: Token) {
         let key = token.key();
-        self.with(cx, key, |connection, cx, ring| {
-            connection.on_timer(cx, ring, key)
+        self.with(cx, key, |connection, cx, io| {
+            connection.on_timer(cx, io, key)
         });
     }
 
@@ -191,17 +216,48 @@ impl RingTcp {
             let Some(key) = self.dirty.pop_front() else {
                 break;
             };
-            self.with(cx, key, |connection, cx, ring| {
+            self.with(cx, key, |connection, cx, io| {
                 connection.is_dirty = false;
-                connection.run(cx, ring, key)
+                connection.run(cx, io, key)
             });
         }
         self.feed();
+        self.watch_late(cx);
+    }
+
+    /// Begins to watch those that are half-closed still.
+    fn watch_late(&mut self, cx: &mut Cx) {
+        while let Some(&(at, owner)) = self.io.late.front() {
+            if at > cx.now {
+                // The wake itself means nothing: a turn is all that it takes.
+                if self.alarm <= cx.now {
+                    self.alarm = at;
+                    cx.timers.arm(at, Token::single(Kind::Wake));
+                }
+                return;
+            }
+            self.io.late.pop_front();
+            if let Some(connection) = self.connections.get_mut(owner.key) {
+                connection.watch(cx, owner);
+            }
+        }
+    }
+
+    /// epoll has found an error on a socket that is watched for it.
+    pub(crate) fn on_event(&mut self, token: Token) {
+        let side = match token.kind() {
+            Some(Kind::Upstream) => Side::Upstream,
+            _ => Side::Downstream,
+        };
+        if let Some(connection) = self.connections.get_mut(token.key()) {
+            connection.note_error(side);
+            self.mark(token.key());
+        }
     }
 
     /// Begins the receives again that had found no buffer, now that this turn's are given back.
     fn feed(&mut self) {
-        if self.starved.is_empty() || self.ring.buffers().is_short() {
+        if self.starved.is_empty() || self.io.ring.buffers().is_short() {
             return;
         }
         for _ in 0..self.starved.len() {
@@ -209,7 +265,7 @@ impl RingTcp {
                 return;
             };
             if let Some(connection) = self.connections.get_mut(owner.key) {
-                connection.resume(&mut self.ring, owner);
+                connection.resume(&mut self.io, owner);
             }
         }
     }
@@ -222,7 +278,7 @@ impl RingTcp {
     /// The deadline of the drain: every connection that is left ends now.
     pub(crate) fn cut(&mut self, cx: &mut Cx) {
         for key in self.connections.keys() {
-            self.with(cx, key, |connection, cx, ring| connection.cut(cx, ring, key));
+            self.with(cx, key, |connection, cx, io| connection.cut(cx, io, key));
         }
     }
 
@@ -236,12 +292,12 @@ impl RingTcp {
         &mut self,
         cx: &mut Cx,
         key: Key,
-        act: impl FnOnce(&mut Connection, &mut Cx, &mut Ring) -> Outcome,
+        act: impl FnOnce(&mut Connection, &mut Cx, &mut Io) -> Outcome,
     ) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        match act(connection, cx, &mut self.ring) {
+        match act(connection, cx, &mut self.io) {
             Outcome::Waits => {}
             Outcome::HasMore => self.mark(key),
             Outcome::Closed(reason) => self.remove(cx, key, reason),
