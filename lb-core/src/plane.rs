@@ -4,6 +4,9 @@
 //! Nothing here waits for a worker but [`Handle::wait`] and [`Plane::stop`], and no worker waits
 //! for anything here.
 
+mod engine;
+mod probe;
+
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -26,19 +29,10 @@ use crate::time::Time;
 use crate::worker::descriptors::Descriptors;
 use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
-pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
+pub use engine::{Chosen, Driver, Engine, choose};
+pub use probe::{Finding, Lack, Probe};
 
-/// Which I/O driver runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// The best that the probe finds.
-    #[default]
-    Auto,
-    /// io_uring, or fail to start.
-    IoUring,
-    /// epoll.
-    Epoll,
-}
+pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
 
 /// Bounds of [`Limits::peer_timeout`]. Below the first, keepalive's whole seconds cannot follow; the second is far from where the
 /// kernel's numbers end.
@@ -112,10 +106,11 @@ pub enum StartError {
     #[error("cannot start with 0 workers; ask for at least 1")]
     NoWorkers,
     /// The engine that was asked for is not there.
-    #[error(
-        "the io_uring engine is not part of this build; use `--engine auto` or `--engine epoll`"
-    )]
-    NoIoUring,
+    #[error("cannot run the io_uring engine: {why}; or use `--engine auto` or `--engine epoll`")]
+    NoIoUring {
+        /// The first thing missing, and how to get it.
+        why: String,
+    },
     /// The peer timeout is out of bounds.
     #[error("cannot give up silent peers after {0:?}; choose a peer timeout from 1s to 24h")]
     PeerTimeout(Duration),
@@ -178,9 +173,12 @@ impl Plane {
         if workers == 0 {
             return Err(StartError::NoWorkers);
         }
-        if engine == Engine::IoUring {
-            return Err(StartError::NoIoUring);
-        }
+        let probe = match engine {
+            // Not even tried: a seccomp profile may kill who calls io_uring_setup.
+            Engine::Epoll => Probe::default(),
+            Engine::Auto | Engine::IoUring => Probe::run(),
+        };
+        let engine = choose(engine, &probe)?;
         if !PEER_TIMEOUTS.contains(&limits.peer_timeout) {
             return Err(StartError::PeerTimeout(limits.peer_timeout));
         }
@@ -203,6 +201,7 @@ impl Plane {
                 shared,
                 budget,
                 watchers,
+                engine,
             })),
             threads: vec![reporter],
         };
@@ -262,9 +261,15 @@ struct Inner {
     shared: Arc<Shared>,
     budget: Budget,
     watchers: Arc<Watchers>,
+    engine: Chosen,
 }
 
 impl Handle {
+    /// Which I/O driver runs, and why.
+    pub fn engine(&self) -> &Chosen {
+        &self.0.engine
+    }
+
     /// Hands `table` to the workers; each goes over to it at its next turn. A table published
     /// before a worker came to the last one takes that one's place.
     pub fn publish(&self, table: Arc<Table>) {
