@@ -8,7 +8,6 @@ pub(crate) mod clock;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod filter;
-#[allow(dead_code, reason = "the drivers that use it come next")]
 pub(crate) mod pipe;
 pub(crate) mod process;
 pub(crate) mod socket;

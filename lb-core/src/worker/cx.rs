@@ -32,7 +32,6 @@ pub(crate) struct Cx {
     /// What may still be opened.
     pub(crate) descriptors: Descriptors,
     /// What bulk is spliced through.
-    #[allow(dead_code, reason = "the drivers that use it come next")]
     pub(crate) pipes: Pipes,
     /// Not for secrets.
     pub(crate) rng: Rng,

@@ -171,11 +171,19 @@ impl Descriptors {
 
     /// Takes what a pipe holds, for one about to be opened, unless this worker has `most` of them
     /// or there is no room. Given back by dropping the lease; seen from the next turn on.
-    #[allow(dead_code, reason = "the drivers that use it come next")]
     pub(crate) fn lease_pipe(&mut self, most: u32) -> Option<Lease> {
-        let own = self.workers[self.own].pipe_descriptors.value();
-        let fits = own < u64::from(most) * Use::Pipe.count();
+        let fits = self.pipes() < u64::from(most);
         (fits && self.take(Use::Pipe)).then(|| Lease(Arc::clone(&self.workers[self.own])))
+    }
+
+    /// How many pipes this worker has.
+    pub(crate) fn pipes(&self) -> u64 {
+        self.workers[self.own].pipe_descriptors.value() / Use::Pipe.count()
+    }
+
+    /// How many more it could have now, were it for descriptors alone.
+    pub(crate) fn room_for_pipes(&self) -> u64 {
+        self.room.min(self.share[Use::Pipe as usize]) / Use::Pipe.count()
     }
 
     /// Gives back what one of `kind` held: its sockets are closed.

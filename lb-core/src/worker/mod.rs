@@ -18,7 +18,7 @@ pub(crate) mod cx;
 pub(crate) mod descriptors;
 mod listener;
 pub(crate) mod local;
-#[allow(dead_code, reason = "the drivers that use it come next")]
+pub(crate) mod pace;
 pub(crate) mod pipes;
 mod ports;
 mod report;

@@ -3,7 +3,9 @@
 //! Owned by a worker, used on its thread, by whichever driver moves TCP bytes. A pipe is taken to
 //! be filled and comes back as soon as it is empty: so one pipe serves any number of connections
 //! whose receivers keep up, and only what waits for a slow receiver holds one. One that still holds
-//! bytes is never pooled: dropped, it is closed, and its bytes with it.
+//! bytes is never pooled: dropped, it is closed, and its bytes with it. When slow receivers hold
+//! more than half of what there may be, less is taken at a time and what waits is copied out
+//! ([`Pipes::keep`]): they cannot take bulk's pipes from the others.
 //!
 //! No pipe is no error: there may be no descriptor left, or the user may have used up the pages
 //! that the kernel lets it have in pipes (fs.pipe-user-pages-soft). Then bulk is copied.
@@ -62,6 +64,13 @@ pub(crate) enum Filled {
     Failed(Errno),
 }
 
+/// Where bytes wait.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    Piped(Bulk),
+    Copied(Box<[u8]>),
+}
+
 impl Pipes {
     /// Of which each shall hold `size` bytes: [`SIZE`].
     pub(crate) fn new(size: usize) -> Pipes {
@@ -82,7 +91,11 @@ impl Pipes {
         let Some(mut bulk) = self.take(descriptors, now) else {
             return Filled::NoPipe;
         };
-        match bulk.pipe.fill(from, bulk.pipe.size()) {
+        let most = match self.is_short(descriptors) {
+            true => LEAST,
+            false => bulk.pipe.size(),
+        };
+        match bulk.pipe.fill(from, most) {
             Ok(n @ 1..) => {
                 bulk.held = n as u32;
                 Filled::Bytes(bulk)
@@ -109,6 +122,33 @@ impl Pipes {
         if bulk.held == 0 && self.spare.len() < SPARE {
             self.spare.push(bulk);
         }
+    }
+
+    /// What to do with bytes that wait for their receiver: they stay in their pipe, or are copied
+    /// out of it (at most [`LEAST`] bytes), when pipes are short.
+    ///
+    /// # Errors
+    /// As [`Bulk::read_out`]; the bytes are lost.
+    pub(crate) fn keep(
+        &mut self,
+        descriptors: &Descriptors,
+        mut bulk: Bulk,
+    ) -> Result<Kept, Errno> {
+        if bulk.held as usize > LEAST || !self.is_short(descriptors) {
+            return Ok(Kept::Piped(bulk));
+        }
+        let bytes = bulk.read_out()?;
+        self.give(bulk);
+        Ok(Kept::Copied(bytes))
+    }
+
+    /// Do slow receivers hold more pipes than there are left?
+    fn is_short(&self, descriptors: &Descriptors) -> bool {
+        let spare = self.spare.len() as u64;
+        let open = descriptors.pipes();
+        let more = descriptors.room_for_pipes();
+        let left = spare + more.min(u64::from(MOST).saturating_sub(open));
+        open.saturating_sub(spare) > left
     }
 
     /// An empty pipe.
@@ -154,15 +194,15 @@ impl Bulk {
     /// Takes all that it holds out into memory.
     ///
     /// # Errors
-    /// None that a pipe of which we hold both ends gives; what was read is lost with it.
+    /// None that a pipe of which we hold both ends gives; it cannot be used any more then.
     pub(crate) fn read_out(&mut self) -> Result<Box<[u8]>, Errno> {
         let mut bytes = vec![0; self.held as usize];
         let mut at = 0;
         while at < bytes.len() {
             let n = self.pipe.read(&mut bytes[at..])?;
             at += n;
-            self.held = self.held.saturating_sub(n as u32);
         }
+        self.held = 0;
         Ok(bytes.into())
     }
 }
@@ -233,6 +273,14 @@ mod tests {
         (peer, own)
     }
 
+    fn until(done: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !done() {
+            assert!(Instant::now() < end, "not in time");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn an_empty_pipe_serves_the_next_and_a_dirty_one_nobody() {
         let mut bench = Bench::new(1_000);
@@ -280,6 +328,44 @@ mod tests {
         assert_eq!(bench.pipes(), 2);
         drop((second, third));
         assert_eq!(bench.pipes(), 0);
+    }
+
+    #[test]
+    fn slow_receivers_do_not_take_every_pipe() {
+        // Ten pipes in all.
+        let mut bench = Bench::new(400);
+        let pairs: Vec<_> = (0..12).map(|_| pair()).collect();
+        let mut kept = Vec::new();
+        for (sender, from) in &pairs {
+            (&*sender).write_all(&[5; 1_000]).expect("open");
+            let bulk = bench.filled(from);
+            kept.push(bench.pipes.keep(&bench.descriptors, bulk).expect("a pipe"));
+        }
+        let copied = kept.iter().filter_map(|kept| match kept {
+            Kept::Copied(bytes) => Some(&**bytes),
+            Kept::Piped(bulk) => {
+                assert_eq!(bulk.held(), 1_000);
+                None
+            }
+        });
+        let copied: Vec<_> = copied.collect();
+        assert_eq!(
+            copied.len(),
+            12 - 5,
+            "half of the pipes are for those that flow"
+        );
+        assert!(copied.iter().all(|bytes| bytes == &[5; 1_000]));
+        // And then no more is taken than may be copied.
+        let (sender, from) = &pairs[0];
+        socket2::SockRef::from(from)
+            .set_recv_buffer_size(4 * LEAST)
+            .expect("an option");
+        (&*sender).write_all(&[6; LEAST]).expect("open");
+        let unread = || crate::sys::stream::unread(from.as_fd());
+        until(|| unread() == LEAST as u64);
+        (&*sender).write_all(&[6; 100]).expect("open");
+        until(|| unread() > LEAST as u64);
+        assert_eq!(bench.filled(&pairs[0].1).held() as usize, LEAST);
     }
 
     #[test]
