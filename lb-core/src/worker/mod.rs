@@ -18,6 +18,8 @@ pub(crate) mod cx;
 pub(crate) mod descriptors;
 mod listener;
 pub(crate) mod local;
+pub(crate) mod pace;
+pub(crate) mod pipes;
 mod ports;
 mod report;
 mod ring;
