@@ -9,6 +9,7 @@
 //! does not wait is under way. What finds no room is copied into memory of the connection's own,
 //! and its receive is cancelled until that is sent.
 
+mod bulk;
 mod connection;
 mod dial;
 mod lane;
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
 use super::local::Local;
+use super::pipes::Bulk;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
 use crate::slab::{Key, Slab};
@@ -45,6 +47,27 @@ const RUNS_PER_LOOK: usize = 32;
 /// How long after one side's FIN its socket is watched for a reset: most connections are over by
 /// then, and have saved the system call.
 const WATCH_AFTER: Duration = Duration::from_millis(4);
+
+/// What has just come from one socket, on its way to the other.
+#[derive(Debug)]
+pub(super) enum Fresh {
+    /// By the ring.
+    Received(Payload),
+    /// So many bytes, at the start of the worker's scratch buffer.
+    Copied(usize),
+    Piped(Bulk),
+}
+
+impl Fresh {
+    /// How many bytes.
+    pub(super) fn len(&self) -> u32 {
+        match self {
+            Fresh::Received(payload) => payload.len(),
+            Fresh::Copied(n) => *n as u32,
+            Fresh::Piped(bulk) => bulk.held(),
+        }
+    }
+}
 
 /// What all connections of a worker use.
 pub(super) struct Io {
