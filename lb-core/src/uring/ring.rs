@@ -80,6 +80,8 @@ pub(crate) struct Ring {
     overflow: VecDeque<squeue::Entry>,
     batch: VecDeque<cqueue::Entry>,
     pub(super) polls_readiness: bool,
+    /// A multishot receive can be made to end by itself; found out by trying.
+    pub(super) limits_receives: bool,
     pub(super) counts: Counts,
     enabled: bool,
 }
@@ -118,6 +120,7 @@ impl Ring {
             overflow: VecDeque::new(),
             batch: VecDeque::with_capacity(BATCH),
             polls_readiness: false,
+            limits_receives: true,
             counts: Counts::default(),
             enabled: false,
         })
