@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::peers::Variant;
+use crate::peers::{self, Kind, Variant};
 
 /// Measures load balancers side by side, in network namespaces of its own. Needs root.
 #[derive(Debug, Parser)]
@@ -47,6 +47,9 @@ pub struct Args {
     /// A shell command that runs during each measurement (to profile): LB_PID, VARIANT, ROW are set.
     #[arg(long, env = "DURING", value_name = "COMMAND")]
     pub during: Option<String>,
+    /// A document that gets the tables between its two marks.
+    #[arg(long)]
+    pub readme: Option<PathBuf>,
     /// The short form: some rows, Weir against HAProxy and nginx, compared with the baseline.
     #[arg(long)]
     pub quick: bool,
@@ -59,6 +62,30 @@ pub struct Args {
     /// Exit with 1 if a ratio is worse than the baseline beyond the noise.
     #[arg(long)]
     pub strict: bool,
+}
+
+impl Args {
+    /// What the short form measures, unless something else is asked for.
+    pub fn shorten(&mut self) {
+        if self.tests.is_empty() {
+            let rows = [
+                "bulk8-down",
+                "rr64",
+                "rr64k",
+                "conn-client",
+                "idle4k",
+                "udp-echo",
+            ];
+            self.tests = rows.map(String::from).to_vec();
+        }
+        if self.peers.is_empty() {
+            let left_out = [Kind::Direct, Kind::Nft, Kind::Envoy];
+            self.peers = peers::all();
+            self.peers.retain(|peer| !left_out.contains(&peer.kind));
+        }
+        self.mode = vec![Mode::Isolate];
+        self.seconds = self.seconds.min(1.5);
+    }
 }
 
 /// Who runs where.

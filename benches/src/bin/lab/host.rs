@@ -1,9 +1,10 @@
 //! The machine: what it is, and the settings that every variant shares.
 
-use std::fs;
+use std::fs::{self, File};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
 
@@ -49,15 +50,26 @@ fn cpu_model(cpuinfo: &str) -> String {
         .map_or_else(|| "unknown CPU".into(), |(_, name)| name.trim().to_owned())
 }
 
+/// Whoever measures holds it.
+const LOCK: &str = "/run/weir-bench.lock";
+
 /// Settings of the whole machine while it measures; put back when dropped.
 pub struct Settings {
     before: Vec<(String, String)>,
+    /// Held, so that a second run does not take our settings for the machine's.
+    _lock: File,
 }
 
 impl Settings {
     pub fn apply() -> Result<Settings> {
         raise_nofile();
-        let mut settings = Settings { before: Vec::new() };
+        let lock = File::create(LOCK).with_context(|| format!("cannot make {LOCK}"))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .context("another bench is running on this machine")?;
+        let mut settings = Settings {
+            before: Vec::new(),
+            _lock: lock,
+        };
         for (key, value) in [
             // Groups of processes would share CPUs by session, not by what they do.
             ("kernel/sched_autogroup_enabled", "0"),

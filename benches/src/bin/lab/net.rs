@@ -58,8 +58,6 @@ impl Net {
         ip(&["netns", "add", &net.name])?;
         net.ip_batch("link set lo up")?;
         net.sysctls(&[
-            // Not bbr: its pacing would be measured.
-            ("net/ipv4/tcp_congestion_control", "cubic"),
             ("net/ipv4/tcp_tw_reuse", "1"),
             ("net/ipv4/ip_local_port_range", "1024 65535"),
             ("net/ipv4/ip_local_reserved_ports", "7000-7099"),
@@ -253,6 +251,14 @@ impl Topology {
         server.ip_batch(&at_server)?;
         lb.ip_batch(&at_lb)?;
         lb.sysctls(&[("net/ipv4/ip_forward", "1")])
+    }
+
+    /// Cubic everywhere: the pacing of bbr would be measured. [`crate::host::Settings`] allows it.
+    pub fn use_cubic(&self) -> Result<()> {
+        for net in [&self.client, &self.lb, &self.server] {
+            net.sysctls(&[("net/ipv4/tcp_congestion_control", "cubic")])?;
+        }
+        Ok(())
     }
 
     /// In mode isolate, every host's receive work goes to its own CPU (RPS), as a NIC's interrupt

@@ -3,14 +3,17 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::cli::Mode;
 use crate::figures::{Spread, short};
 use crate::judge::{self, BUSY, Ratio};
 use crate::measure::Sample;
 use crate::rows::{self, Row};
-use crate::run::{Column, Measured, Report, Table, cpu_unit};
+use crate::run::{Measured, Report, Table, cpu_unit};
+
+/// Stands before and after what the bench writes into a document.
+const MARK: &str = "<!-- last full run -->";
 
 /// Writes `latest.json` and `latest.md` into `dir`.
 pub fn write(report: &Report, text: &str, dir: &Path) -> Result<()> {
@@ -22,6 +25,19 @@ pub fn write(report: &Report, text: &str, dir: &Path) -> Result<()> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Puts `text` between the marks of a document.
+pub fn into_readme(path: &Path, text: &str) -> Result<()> {
+    let document = std::fs::read_to_string(path)?;
+    let parts: Vec<&str> = document.split(MARK).collect();
+    ensure!(
+        parts.len() == 3,
+        "{} needs two lines {MARK}",
+        path.display()
+    );
+    let text = format!("{}{MARK}\n\n{}\n{MARK}{}", parts[0], text.trim(), parts[2]);
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// The tables.
@@ -37,6 +53,9 @@ pub fn markdown(report: &Report) -> String {
         report.rounds,
         report.seconds
     );
+    for column in &report.variants {
+        let _ = writeln!(text, "- {}: {}", column.label, column.version);
+    }
     for absent in &report.absent {
         let _ = writeln!(text, "\nWithout {absent}");
     }
@@ -47,14 +66,14 @@ pub fn markdown(report: &Report) -> String {
 }
 
 fn mode_table(report: &Report, table: &Table) -> String {
-    let all = rows::all();
-    let labels: Vec<&str> = report.variants.iter().map(|v| v.label.as_str()).collect();
-    let weirs: Vec<&str> = of(report, |column| column.is_weir);
-    let rivals: Vec<&str> = of(report, |column| column.is_rival);
+    let labels = report.labels(|_| true);
+    let duels = duels(report);
     let mut heads: Vec<String> = labels.iter().map(ToString::to_string).collect();
-    if !rivals.is_empty() {
-        heads.extend(weirs.iter().map(|weir| format!("{weir} / best")));
-    }
+    heads.extend(
+        duels
+            .iter()
+            .map(|duel| format!("{} / {}", duel.weir, duel.name)),
+    );
     let mut text = format!(
         "\n## {}\n\n| row | {} |\n|---|",
         table.mode.name(),
@@ -63,26 +82,24 @@ fn mode_table(report: &Report, table: &Table) -> String {
     text += &"---:|".repeat(heads.len());
     text.push('\n');
     for measured in &table.rows {
-        let Some(row) = all.iter().find(|row| row.name == measured.row) else {
+        let Some(row) = rows::named(&measured.row) else {
             continue;
         };
         let _ = write!(text, "| {}, {} |", row.name, row.metric.unit());
         for label in &labels {
             let _ = write!(text, " {} |", cell(measured, label, |s| s.value));
         }
-        if !rivals.is_empty() {
-            for weir in &weirs {
-                let ratio = judge::against_best(table.mode, row, measured, weir, &rivals);
-                let _ = write!(
-                    text,
-                    " {} |",
-                    ratio.map_or_else(|| "-".into(), |r| times(&r))
-                );
-            }
+        for duel in &duels {
+            let ratio = judge::against_best(table.mode, &row, measured, duel.weir, &duel.rivals);
+            let _ = write!(
+                text,
+                " {} |",
+                ratio.map_or_else(|| "-".into(), |r| times(&r))
+            );
         }
         text.push('\n');
         if table.mode == Mode::Isolate && row.metric != rows::Metric::Memory {
-            text += &cpu_line(row, measured, &labels);
+            text += &cpu_line(&row, measured, &labels);
         }
         for (what, count) in [
             ("lost", (|s| s.lost as f64) as fn(&Sample) -> f64),
@@ -102,16 +119,38 @@ fn mode_table(report: &Report, table: &Table) -> String {
         let _ = writeln!(text, "Failed: {failure}");
     }
     for measured in &table.rows {
-        if let Some(row) = all.iter().find(|row| row.name == measured.row) {
+        if let Some(row) = rows::named(&measured.row) {
             let _ = writeln!(text, "- {}: {}", row.name, row.what);
         }
     }
     text
 }
 
-fn of(report: &Report, which: impl Fn(&Column) -> bool) -> Vec<&str> {
-    let columns = report.variants.iter().filter(|column| which(column));
-    columns.map(|column| column.label.as_str()).collect()
+/// A column of ratios.
+struct Duel<'a> {
+    weir: &'a str,
+    name: &'a str,
+    rivals: Vec<&'a str>,
+}
+
+/// Each Weir against the best of the others, and against the first Weir.
+fn duels(report: &Report) -> Vec<Duel<'_>> {
+    let rivals = report.labels(|column| column.is_rival);
+    let weirs = report.labels(|column| column.is_weir);
+    let best = weirs
+        .iter()
+        .filter(|_| !rivals.is_empty())
+        .map(|weir| Duel {
+            weir,
+            name: "best",
+            rivals: rivals.clone(),
+        });
+    let own = weirs.iter().skip(1).map(|weir| Duel {
+        weir,
+        name: weirs[0],
+        rivals: vec![weirs[0]],
+    });
+    best.chain(own).collect()
 }
 
 /// "1.25x haproxy (1.20-1.31)", with a mark if it is per CPU.

@@ -206,6 +206,11 @@ pub fn all() -> Vec<Row> {
     rows
 }
 
+/// The row of this name.
+pub fn named(name: &str) -> Option<Row> {
+    all().into_iter().find(|row| row.name == name)
+}
+
 fn group(conns: usize, task: Task) -> Work {
     Work::Tcp(vec![Group { conns, task }])
 }

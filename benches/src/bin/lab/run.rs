@@ -30,6 +30,14 @@ pub struct Report {
     pub tables: Vec<Table>,
 }
 
+impl Report {
+    /// The labels of some variants, in the order of the tables.
+    pub fn labels(&self, which: impl Fn(&Column) -> bool) -> Vec<&str> {
+        let columns = self.variants.iter().filter(|column| which(column));
+        columns.map(|column| column.label.as_str()).collect()
+    }
+}
+
 /// One variant that took part.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Column {
@@ -142,7 +150,11 @@ fn table(
         .collect();
     let topologies = variants
         .iter()
-        .map(|_| Topology::new(mode, args.nice))
+        .map(|_| {
+            let topology = Topology::new(mode, args.nice)?;
+            topology.use_cubic()?;
+            Ok(topology)
+        })
         .collect::<Result<Vec<Topology>>>()?;
     for round in 1..=args.rounds {
         for (row, measured) in rows.iter().zip(&mut measured) {

@@ -42,6 +42,16 @@ impl Stop {
         })
     }
 
+    /// Never asks: for tests.
+    #[cfg(test)]
+    pub fn never() -> (Stop, std::sync::mpsc::Sender<()>) {
+        let (ask, asked) = channel();
+        let stop = Stop {
+            asked: asked.into(),
+        };
+        (stop, ask)
+    }
+
     /// Waits for so long.
     ///
     /// # Errors
