@@ -24,10 +24,6 @@ impl Interest {
     );
     /// As long as there is something to read: level-triggered.
     pub(crate) const READ: Interest = Interest(epoll::EventFlags::IN);
-    /// Each time a datagram or an error has come: edge-triggered. The owner must read until it
-    /// finds nothing, or ask again by changing the watch to what it is.
-    pub(crate) const DATAGRAMS: Interest =
-        Interest(epoll::EventFlags::IN.union(epoll::EventFlags::ET));
     /// Nothing for now (errors come all the same).
     pub(crate) const NONE: Interest = Interest(epoll::EventFlags::empty());
 }
