@@ -18,36 +18,6 @@ use support::*;
 
 const MIB: u64 = 1 << 20;
 
-/// A length for `make test`, and the longer one of `make soak`.
-fn long(short: u64, soak: u64) -> u64 {
-    if std::env::var_os("WEIR_SOAK").is_some() {
-        soak
-    } else {
-        short
-    }
-}
-
-/// The ways a client reaches a server: each VIP family with backends of each family.
-fn families() -> [(bool, bool); 4] {
-    [(false, false), (true, true), (false, true), (true, false)]
-}
-
-/// A Service on one VIP family with one pod of the other or the same; the address to dial.
-fn one_pod(weir: &Weir, name: &str, vip_v6: bool, pod_is_v6: bool, port: u16) -> SocketAddr {
-    let family = if vip_v6 {
-        "ipFamilies: [IPv6]"
-    } else {
-        "ipFamilies: [IPv4]"
-    };
-    let base = service(name).spec(family).tcp(port);
-    let built = if pod_is_v6 {
-        base.endpoints([pod_v6(0)], port)
-    } else {
-        base.endpoints([pod_v4(0)], port)
-    };
-    SocketAddr::new(weir.serve(&built)[0], port)
-}
-
 #[test]
 fn t1_half_close_either_way_keeps_the_other_direction() {
     if skip("t1") {
