@@ -7,9 +7,9 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use socket2::{Domain, SockRef};
+use socket2::Domain;
 use support::manifest::service;
 use support::net::pod_v4;
 use support::stream::*;
@@ -429,89 +429,4 @@ fn exchange_bytes(client: &mut TcpStream, seed: u64) {
     let mut back = vec![0; sent.len()];
     client.read_exact(&mut back).unwrap();
     assert!(sent == back, "other bytes came back");
-}
-
-/// Spoofed SYNs as fast as a thread can send them; nobody who means it is turned away.
-#[test]
-fn r6_a_flood_of_syns_turns_nobody_away() {
-    if skip("r6") {
-        return;
-    }
-    let lab = Lab::new();
-    let weir = Weir::start(&lab);
-    let _pod = TcpPod::named(&lab.server, pod_v4(0), 80, "pod");
-    let vip = one_pod(&weir, "flooded", false, false, 80);
-    // Where the answers go: by way of the client, which knows none of these addresses and drops
-    // them. (The kernel's neighbour table would overflow otherwise.)
-    lab.lb
-        .ip(&["route", "add", "10.9.0.0/16", "via", "10.1.0.2"]);
-    let SocketAddr::V4(to) = vip else {
-        panic!("{vip}")
-    };
-    let (stop, sent) = (
-        std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)),
-        std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0)),
-    );
-    let flood = lab.client.spawn({
-        let (stop, sent) = (stop.clone(), sent.clone());
-        move || {
-            let raw = raw(Domain::IPV4);
-            let mut random = 0x9e37_79b9_7f4a_7c15_u64;
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                random ^= random << 13;
-                random ^= random >> 7;
-                random ^= random << 17;
-                let [a, b, c, d, e, f, g, h] = random.to_le_bytes();
-                let segment = Segment {
-                    from: (
-                        Ipv4Addr::new(10, 9, a, b),
-                        u16::from_le_bytes([c, d]) | 1024,
-                    ),
-                    to: (*to.ip(), to.port()),
-                    sequence: u32::from_le_bytes([e, f, g, h]),
-                    acknowledges: 0,
-                    flags: SYN,
-                    payload: b"",
-                    spoil: 0,
-                };
-                if segment.send(&raw).is_ok() {
-                    sent.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                }
-            }
-        }
-    });
-    let mut live = connect(&lab.client, vip).unwrap();
-    read_name(&mut live).unwrap();
-    let tries = long(1_000, 10_000);
-    let begun = Instant::now();
-    let failed: Vec<String> = {
-        let threads: Vec<_> = (0..4)
-            .map(|_| {
-                lab.client.spawn(move || {
-                    let calls = (0..tries / 4).map(|_| ask(vip).map(drop));
-                    calls
-                        .filter_map(|call| call.err().map(|e| e.to_string()))
-                        .collect::<Vec<_>>()
-                })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .flat_map(|t| t.join().unwrap())
-            .collect()
-    };
-    exchange_bytes(&mut live, 1);
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    flood.join().unwrap();
-    let (sent, took) = (
-        sent.load(std::sync::atomic::Ordering::Relaxed),
-        begun.elapsed(),
-    );
-    let cookies = lab.lb.kernel_counter("TcpExt", "SyncookiesSent");
-    println!("{sent} SYNs in {took:?}, {cookies} cookies; failed: {failed:?}");
-    assert!(cookies > 0, "the flood never filled the queue");
-    assert!(failed.len() as u64 <= tries / 1_000, "{failed:?}");
-    let opened = weir.metric("weir_connections_opened_total", &[]);
-    assert_eq!(opened, (tries + 1) as f64, "spoofed ones count as none");
-    let _ = SockRef::from(&live).set_linger(Some(Duration::ZERO));
 }

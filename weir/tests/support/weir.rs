@@ -17,6 +17,8 @@ use super::{SOON, eventually, eventually_some};
 pub struct Weir {
     child: Child,
     dir: tempfile::TempDir,
+    /// Ends of pipes that it had open when it was ready: the runtime's.
+    own_pipes: usize,
 }
 
 /// How to start one.
@@ -229,19 +231,28 @@ impl Weir {
             .sum()
     }
 
-    /// Waits until every gauge of things that connections and flows hold is at zero.
+    /// Waits until every gauge of things that connections and flows hold is at zero; spare pipes
+    /// apart, of which a worker keeps some.
     #[track_caller]
     pub fn nothing_in_use(&self) {
+        // Two ends of 16 pipes for each of two workers.
+        let spare = self.pipe_ends().saturating_sub(self.own_pipes) as f64;
+        assert!(spare <= 64.0, "{spare} ends of pipes are kept");
         let held = || {
             let (_, text) = self.get("/metrics");
             let held = text.lines().filter(|line| {
                 let name = line.split(['{', ' ']).next().unwrap_or_default();
                 let ends = ["_active", "_in_use", "_in_flight"];
-                let is_held = ends.iter().any(|end| name.ends_with(end))
-                    || ["weir_worker_descriptors", "weir_worker_copy_bytes"].contains(&name);
+                let is_held =
+                    ends.iter().any(|end| name.ends_with(end)) || name == "weir_worker_copy_bytes";
                 is_held && !line.ends_with(" 0")
             });
-            held.map(str::to_owned).collect::<Vec<_>>()
+            let mut held: Vec<String> = held.map(str::to_owned).collect();
+            let descriptors = self.metric("weir_worker_descriptors", &[]);
+            if ![0.0, spare].contains(&descriptors) {
+                held.push(format!("{descriptors} descriptors; spare pipes: {spare}"));
+            }
+            held
         };
         let deadline = std::time::Instant::now() + SOON;
         while !held().is_empty() {
@@ -423,6 +434,7 @@ impl Start {
                 weir.log()
             );
             if matches!(weir.try_request("GET", "/readyz"), Ok((200, _))) {
+                weir.own_pipes = weir.pipe_ends();
                 return weir;
             }
             if std::time::Instant::now() > deadline {
@@ -457,6 +469,7 @@ impl Start {
         Weir {
             child: command.spawn().unwrap(),
             dir: self.dir,
+            own_pipes: 0,
         }
     }
 }
