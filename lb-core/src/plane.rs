@@ -4,6 +4,9 @@
 //! Nothing here waits for a worker but [`Handle::wait`] and [`Plane::stop`], and no worker waits
 //! for anything here.
 
+mod engine;
+mod probe;
+
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
@@ -23,22 +26,14 @@ use crate::sys::eventfd::Wake;
 use crate::sys::{clock, process};
 use crate::table::Table;
 use crate::time::Time;
+use crate::uring::{Ring, Size};
 use crate::worker::descriptors::Descriptors;
 use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
-pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
+pub use engine::{Chosen, Driver, Engine, choose};
+pub use probe::{Finding, Lack, Probe};
 
-/// Which I/O driver runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// The best that the probe finds.
-    #[default]
-    Auto,
-    /// io_uring, or fail to start.
-    IoUring,
-    /// epoll.
-    Epoll,
-}
+pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
 
 /// Bounds of [`Limits::peer_timeout`]. Below the first, keepalive's whole seconds cannot follow; the second is far from where the
 /// kernel's numbers end.
@@ -112,10 +107,11 @@ pub enum StartError {
     #[error("cannot start with 0 workers; ask for at least 1")]
     NoWorkers,
     /// The engine that was asked for is not there.
-    #[error(
-        "the io_uring engine is not part of this build; use `--engine auto` or `--engine epoll`"
-    )]
-    NoIoUring,
+    #[error("cannot run the io_uring engine: {why}; or use `--engine auto` or `--engine epoll`")]
+    NoIoUring {
+        /// The first thing missing, and how to get it.
+        why: String,
+    },
     /// The peer timeout is out of bounds.
     #[error("cannot give up silent peers after {0:?}; choose a peer timeout from 1s to 24h")]
     PeerTimeout(Duration),
@@ -178,9 +174,13 @@ impl Plane {
         if workers == 0 {
             return Err(StartError::NoWorkers);
         }
-        if engine == Engine::IoUring {
-            return Err(StartError::NoIoUring);
-        }
+        let probe = match engine {
+            // Not even tried: a seccomp profile may kill who calls io_uring_setup.
+            Engine::Epoll => Probe::default(),
+            Engine::Auto | Engine::IoUring => Probe::run(),
+        };
+        let engine = choose(engine, &probe)?;
+        let driver = engine.driver;
         if !PEER_TIMEOUTS.contains(&limits.peer_timeout) {
             return Err(StartError::PeerTimeout(limits.peer_timeout));
         }
@@ -203,22 +203,30 @@ impl Plane {
                 shared,
                 budget,
                 watchers,
+                engine,
             })),
             threads: vec![reporter],
         };
         // From here on a failure drops the plane, which stops what has started.
-        plane.start_workers(pin, &limits)?;
+        plane.start_workers(pin, &limits, driver)?;
         Ok(plane)
     }
 
-    fn start_workers(&mut self, pin: bool, limits: &Limits) -> Result<(), StartError> {
+    fn start_workers(
+        &mut self,
+        pin: bool,
+        limits: &Limits,
+        driver: Driver,
+    ) -> Result<(), StartError> {
         let shared = &self.handle.0.shared;
         let cpus = process::allowed_cpus();
         let seed = RandomState::new();
         for index in 0..shared.wakes.len() {
-            let seat = seat(shared, index, limits, &seed).map_err(|source| StartError::Poller {
-                worker: index,
-                source: source.into(),
+            let seat = seat(shared, index, limits, &seed, driver).map_err(|source| {
+                StartError::Poller {
+                    worker: index,
+                    source,
+                }
             })?;
             let cpu = (pin && !cpus.is_empty()).then(|| cpus[index % cpus.len()]);
             let thread = spawn(format!("lb-worker-{index}"), move || work(seat, cpu))?;
@@ -262,9 +270,15 @@ struct Inner {
     shared: Arc<Shared>,
     budget: Budget,
     watchers: Arc<Watchers>,
+    engine: Chosen,
 }
 
 impl Handle {
+    /// Which I/O driver runs, and why.
+    pub fn engine(&self) -> &Chosen {
+        &self.0.engine
+    }
+
     /// Hands `table` to the workers; each goes over to it at its next turn. A table published
     /// before a worker came to the last one takes that one's place.
     pub fn publish(&self, table: Arc<Table>) {
@@ -416,7 +430,8 @@ fn seat(
     index: usize,
     limits: &Limits,
     seed: &RandomState,
-) -> rustix::io::Result<Seat> {
+    driver: Driver,
+) -> io::Result<Seat> {
     let random = |salt: u64| {
         let mut hasher = seed.build_hasher();
         hasher.write_u64(salt);
@@ -424,10 +439,15 @@ fn seat(
     };
     let poller = Poller::new()?;
     Worker::watch_wake(&poller, shared, index)?;
+    let ring = match driver {
+        Driver::IoUring => Some(Ring::new(Size::default()).map_err(|e| e.source)?),
+        Driver::Epoll => None,
+    };
     Ok(Seat {
         index,
         shared: Arc::clone(shared),
         poller,
+        ring,
         descriptors: Descriptors::new(Arc::clone(&shared.counters), index)?,
         limits: limits.clone(),
         seed: random(index as u64),

@@ -248,9 +248,8 @@ impl Weir {
                 is_held && !line.ends_with(" 0")
             });
             let mut held: Vec<String> = held.map(str::to_owned).collect();
-            let descriptors = self.metric("weir_worker_descriptors", &[]);
-            if ![0.0, spare].contains(&descriptors) {
-                held.push(format!("{descriptors} descriptors; spare pipes: {spare}"));
+            if self.metric("weir_worker_pipe_descriptors", &[]) != spare {
+                held.push(format!("{spare} ends of pipes, not all counted"));
             }
             held
         };
