@@ -50,7 +50,7 @@ setup-build:
 # The real programs that end-to-end tests talk to.
 setup-test:
 	@deploy/packages.sh ip=iproute2 nginx=nginx-light iperf3=iperf3 dig=dnsutils dnsmasq=dnsmasq-base \
-	  curl=curl nft=nftables setpriv=util-linux ping=iputils-ping
+	  curl=curl nft=nftables setpriv=util-linux ping=iputils-ping iptables=iptables
 
 # The other load balancers. Without PyPI there is no Envoy, and the bench says so.
 setup-bench:

@@ -1,6 +1,8 @@
 //! UDP through a running plane of two workers: what only threads, real time and the listeners can
 //! show.
 
+mod common;
+
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
@@ -120,7 +122,7 @@ impl Rig {
             workers: 2,
             pin: false,
             limits,
-            ..Config::default()
+            engine: common::engine(),
         };
         let table = builder.freeze();
         let generation = table.generation;

@@ -1,6 +1,6 @@
 //! epoll(7): which descriptors are ready.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -136,6 +136,12 @@ impl Poller {
     }
 }
 
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 /// What one wait found.
 pub(crate) struct Events {
     list: Vec<epoll::Event>,
@@ -151,6 +157,11 @@ impl Events {
 
     pub(crate) fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// Forgets them.
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
     }
 
     /// The number and readiness of the `index`th event.
