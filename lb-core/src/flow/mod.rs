@@ -203,7 +203,7 @@ impl<T> Flows<T> {
         let f = self.slots.get_mut(flow)?;
         self.copies.forget(&mut f.copy);
         f.backend = backend;
-        f.epoch = rules.epoch();
+        // The epoch stays: whether the client is still permitted is judged at its next datagram.
         f.answered = false;
         f.refused = false;
         let old = std::mem::replace(&mut f.part, part);

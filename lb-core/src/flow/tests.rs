@@ -169,6 +169,25 @@ fn a_source_denied_later_is_dropped_at_its_next_datagram_and_its_flow_ends() {
     }
 }
 
+/// The move answers a refusal, not a datagram: nobody has asked then whether the client may go on.
+#[test]
+fn a_move_does_not_hide_a_change_of_policy() {
+    for state in STATES {
+        let (mut f, id, mut r) = in_state(state);
+        r.epoch = 2;
+        r.denied = vec![client(1, 9).ip()];
+        f.refused(id);
+        f.moved(secs(2), id, backend(2), &r, "b");
+        match f.datagram(secs(2), client(1, 9), &r) {
+            Verdict::Drop {
+                reason: Refusal::SourceDenied,
+                closed: Some(_),
+            } => {}
+            other => panic!("{state:?}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_denied_source_never_gets_a_flow() {
     let (mut f, mut r) = (flows(), rules());
