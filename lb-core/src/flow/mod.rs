@@ -286,8 +286,10 @@ impl<T> Flows<T> {
             .remove(client.ip(), &mut self.slots, index, two_way);
         self.index.remove(&(frontend, client));
         let f = self.slots.remove(flow)?;
-        self.deadlines
-            .forget(self.slots.len(), |id| self.slots.get(id).is_some());
+        let slots = &self.slots;
+        self.deadlines.forget(slots.len(), |at, id| {
+            slots.get(id).is_some_and(|f| f.armed == at)
+        });
         Some(Closed {
             frontend,
             two_way,
