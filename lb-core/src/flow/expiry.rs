@@ -39,6 +39,12 @@ impl Deadlines {
         }
     }
 
+    /// Is there an alarm of this flow for this time?
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn contains(&self, at: Time, id: FlowId) -> bool {
+        self.0.iter().any(|Reverse(alarm)| *alarm == (at, id))
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.0.len()

@@ -33,10 +33,12 @@ mod slots;
 mod sources;
 mod vocabulary;
 
+#[cfg(any(test, fuzzing))]
+mod fixture;
 #[cfg(test)]
 mod model_tests;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, fuzzing))]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 
