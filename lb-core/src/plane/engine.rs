@@ -66,8 +66,8 @@ pub fn choose(engine: Engine, probe: &Probe) -> Result<Chosen, StartError> {
 
 /// What io_uring lacks, if it lacks anything.
 fn missing(built: bool, probe: &Probe) -> Option<String> {
-    let unbuilt = (!built).then_some("this build has no io_uring engine");
-    probe.io_uring_lack().or(unbuilt).map(str::to_owned)
+    let unbuilt = || (!built).then(|| "this build has no io_uring engine".to_owned());
+    probe.io_uring_lack().or_else(unbuilt)
 }
 
 fn decide(engine: Engine, missing: Option<String>) -> Result<Chosen, StartError> {
@@ -92,9 +92,10 @@ mod tests {
     fn probe(lacks: &[Option<&str>]) -> Probe {
         let findings = lacks.iter().map(|lack| Finding {
             name: "io_uring_setup",
-            lack: lack.map(|message| Lack {
+            lack: lack.map(|what| Lack {
                 errno: Some(1),
-                message: message.to_owned(),
+                what: what.to_owned(),
+                fix: "boot 6.1".to_owned(),
             }),
         });
         Probe {
@@ -106,7 +107,7 @@ mod tests {
     #[test]
     fn every_engine_meets_every_kernel() {
         let all = probe(&[None, None]);
-        let some = probe(&[None, Some("no ACCEPT; boot 6.1"), Some("no RECV")]);
+        let some = probe(&[None, Some("no ACCEPT"), Some("no RECV")]);
         let unbuilt = "this build has no io_uring engine";
         let because = |why: &str| format!("io_uring cannot run here: {why}");
         let (io_uring, epoll) = (Driver::IoUring, Driver::Epoll);
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_first_thing_missing_and_what_to_do() {
-        let some = probe(&[None, Some("no ACCEPT; boot 6.1"), Some("no RECV")]);
+        let some = probe(&[None, Some("no ACCEPT"), Some("no RECV")]);
         let error = decide(Engine::IoUring, missing(true, &some)).expect_err("refused");
         assert_eq!(
             error.to_string(),
