@@ -34,6 +34,7 @@
 //! | [`timer`], [`slab`] | PURE: a timing wheel; places whose keys go stale |
 //! | [`time`] | time as the pure modules see it: an argument |
 //! | `sys` | UNSAFE: what the kernel offers, behind safe calls that know no policy |
+//! | `uring` | UNSAFE: a worker's io_uring, likewise |
 //! | `worker` | one pinned thread each: turns, listeners, drivers |
 //! | [`stats`] | counters with one writer, reasons, snapshots |
 //! | [`plane`] | start, publish, report, drain, stop: the public face |
@@ -70,4 +71,5 @@ mod sys;
 pub mod table;
 pub mod time;
 pub mod timer;
+mod uring;
 mod worker;

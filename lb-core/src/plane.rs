@@ -26,6 +26,7 @@ use crate::sys::eventfd::Wake;
 use crate::sys::{clock, process};
 use crate::table::Table;
 use crate::time::Time;
+use crate::uring::{Ring, Size};
 use crate::worker::descriptors::Descriptors;
 use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
@@ -179,6 +180,7 @@ impl Plane {
             Engine::Auto | Engine::IoUring => Probe::run(),
         };
         let engine = choose(engine, &probe)?;
+        let driver = engine.driver;
         if !PEER_TIMEOUTS.contains(&limits.peer_timeout) {
             return Err(StartError::PeerTimeout(limits.peer_timeout));
         }
@@ -206,18 +208,25 @@ impl Plane {
             threads: vec![reporter],
         };
         // From here on a failure drops the plane, which stops what has started.
-        plane.start_workers(pin, &limits)?;
+        plane.start_workers(pin, &limits, driver)?;
         Ok(plane)
     }
 
-    fn start_workers(&mut self, pin: bool, limits: &Limits) -> Result<(), StartError> {
+    fn start_workers(
+        &mut self,
+        pin: bool,
+        limits: &Limits,
+        driver: Driver,
+    ) -> Result<(), StartError> {
         let shared = &self.handle.0.shared;
         let cpus = process::allowed_cpus();
         let seed = RandomState::new();
         for index in 0..shared.wakes.len() {
-            let seat = seat(shared, index, limits, &seed).map_err(|source| StartError::Poller {
-                worker: index,
-                source: source.into(),
+            let seat = seat(shared, index, limits, &seed, driver).map_err(|source| {
+                StartError::Poller {
+                    worker: index,
+                    source,
+                }
             })?;
             let cpu = (pin && !cpus.is_empty()).then(|| cpus[index % cpus.len()]);
             let thread = spawn(format!("lb-worker-{index}"), move || work(seat, cpu))?;
@@ -421,7 +430,8 @@ fn seat(
     index: usize,
     limits: &Limits,
     seed: &RandomState,
-) -> rustix::io::Result<Seat> {
+    driver: Driver,
+) -> io::Result<Seat> {
     let random = |salt: u64| {
         let mut hasher = seed.build_hasher();
         hasher.write_u64(salt);
@@ -429,10 +439,15 @@ fn seat(
     };
     let poller = Poller::new()?;
     Worker::watch_wake(&poller, shared, index)?;
+    let ring = match driver {
+        Driver::IoUring => Some(Ring::new(Size::default()).map_err(|e| e.source)?),
+        Driver::Epoll => None,
+    };
     Ok(Seat {
         index,
         shared: Arc::clone(shared),
         poller,
+        ring,
         descriptors: Descriptors::new(Arc::clone(&shared.counters), index)?,
         limits: limits.clone(),
         seed: random(index as u64),

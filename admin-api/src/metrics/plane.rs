@@ -197,7 +197,7 @@ fn refusals(page: &mut Page, rows: &[Row<'_>]) {
 
 fn workers(page: &mut Page, workers: &[WorkerTotals]) {
     type Column = (&'static str, Kind, &'static str, fn(&WorkerTotals) -> u64);
-    const COLUMNS: [Column; 10] = [
+    const COLUMNS: [Column; 12] = [
         (
             "weir_worker_turns_total",
             Kind::Counter,
@@ -227,6 +227,18 @@ fn workers(page: &mut Page, workers: &[WorkerTotals]) {
             Kind::Gauge,
             "Descriptors that connections and flows hold now.",
             |w| w.descriptors,
+        ),
+        (
+            "weir_worker_pipe_descriptors",
+            Kind::Gauge,
+            "Descriptors that pipes for bulk hold, two each.",
+            |w| w.pipe_descriptors,
+        ),
+        (
+            "weir_worker_bulk_copied_total",
+            Kind::Counter,
+            "Receives of bulk that were copied for want of a pipe.",
+            |w| w.bulk_copied,
         ),
         (
             "weir_worker_bind_errors_total",

@@ -127,6 +127,12 @@ impl<T> Flows<T> {
         self.slots.get(flow).map(|f| f.backend)
     }
 
+    /// Has anything been sent to the flow's present backend, and not been refused? The first
+    /// should go alone: until then nobody knows whether there is someone to take it.
+    pub fn has_sent(&self, flow: FlowId) -> bool {
+        self.slots.get(flow).is_some_and(|f| f.sent)
+    }
+
     /// Has `client` a flow?
     pub fn contains(&self, client: SocketAddr, rules: &impl Rules) -> bool {
         self.index.contains_key(&(rules.id(), client))
@@ -205,6 +211,7 @@ impl<T> Flows<T> {
         f.backend = backend;
         f.epoch = rules.epoch();
         f.answered = false;
+        f.sent = false;
         f.refused = false;
         let old = std::mem::replace(&mut f.part, part);
         self.touch(now, flow, rules.timeouts());
@@ -218,13 +225,15 @@ impl<T> Flows<T> {
         }
     }
 
-    /// `payload` has been sent to the flow's backend. Says whether a copy that might have been
-    /// wanted could not be kept, because it or all together would be too large.
+    /// `payload` has been sent to the flow's backend; of several in one go, the last. Says whether
+    /// a copy that might have been wanted could not be kept, because it or all together would be
+    /// too large.
     pub fn sent(&mut self, flow: FlowId, payload: &[u8]) -> bool {
-        match self.slots.get_mut(flow) {
-            Some(f) if !f.answered => !self.copies.keep(&mut f.copy, payload),
-            _ => false,
-        }
+        let Some(f) = self.slots.get_mut(flow) else {
+            return false;
+        };
+        f.sent = true;
+        !f.answered && !self.copies.keep(&mut f.copy, payload)
     }
 
     /// A copy that a refusal gave back has been sent to another backend. It is kept again, should
@@ -260,6 +269,7 @@ impl<T> Flows<T> {
     pub fn refused(&mut self, flow: FlowId) -> Option<Refused> {
         let f = self.slots.get_mut(flow)?;
         f.refused = true;
+        f.sent = false;
         f.refusals = f.refusals.saturating_add(1);
         Some(Refused {
             backend: f.backend,

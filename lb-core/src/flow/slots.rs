@@ -25,6 +25,8 @@ pub(super) struct Flow<T> {
     pub(super) two_way: bool,
     /// The present backend has answered once.
     pub(super) answered: bool,
+    /// Something has been sent to the present backend since it last refused.
+    pub(super) sent: bool,
     /// The present backend has refused and nothing has been sent to another one yet.
     pub(super) refused: bool,
     /// Refusals in a row, since the last reply.
@@ -55,6 +57,7 @@ impl<T> Flow<T> {
             armed: deadline,
             two_way: false,
             answered: false,
+            sent: false,
             refused: false,
             refusals: 0,
             copy: None,

@@ -4,9 +4,6 @@ use std::fmt;
 
 use super::{Probe, StartError};
 
-/// The io_uring driver is part of this build.
-const IO_URING_BUILT: bool = false;
-
 /// Which I/O driver is asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
@@ -61,17 +58,7 @@ pub struct Chosen {
 /// # Errors
 /// [`StartError::NoIoUring`]: io_uring was asked for and cannot run here.
 pub fn choose(engine: Engine, probe: &Probe) -> Result<Chosen, StartError> {
-    decide(engine, missing(IO_URING_BUILT, probe))
-}
-
-/// What io_uring lacks, if it lacks anything.
-fn missing(built: bool, probe: &Probe) -> Option<String> {
-    let unbuilt = || (!built).then(|| "this build has no io_uring engine".to_owned());
-    probe.io_uring_lack().or_else(unbuilt)
-}
-
-fn decide(engine: Engine, missing: Option<String>) -> Result<Chosen, StartError> {
-    let (driver, why) = match (engine, missing) {
+    let (driver, why) = match (engine, probe.io_uring_lack()) {
         (Engine::Epoll, _) => (Driver::Epoll, "asked for".to_owned()),
         (Engine::IoUring, None) => (Driver::IoUring, "asked for".to_owned()),
         (Engine::IoUring, Some(why)) => return Err(StartError::NoIoUring { why }),
@@ -108,47 +95,27 @@ mod tests {
     fn every_engine_meets_every_kernel() {
         let all = probe(&[None, None]);
         let some = probe(&[None, Some("no ACCEPT"), Some("no RECV")]);
-        let unbuilt = "this build has no io_uring engine";
         let because = |why: &str| format!("io_uring cannot run here: {why}");
         let (io_uring, epoll) = (Driver::IoUring, Driver::Epoll);
         let asked = || "asked for".to_owned();
+        let all_there = || "the kernel has all that it needs".to_owned();
+        let lacks = || because("no ACCEPT; boot 6.1");
         let table = [
-            (
-                true,
-                &all,
-                Engine::Auto,
-                Some((io_uring, "the kernel has all that it needs".into())),
-            ),
-            (true, &all, Engine::IoUring, Some((io_uring, asked()))),
-            (true, &all, Engine::Epoll, Some((epoll, asked()))),
-            (
-                true,
-                &some,
-                Engine::Auto,
-                Some((epoll, because("no ACCEPT; boot 6.1"))),
-            ),
-            (true, &some, Engine::IoUring, None),
-            (true, &some, Engine::Epoll, Some((epoll, asked()))),
-            (false, &all, Engine::Auto, Some((epoll, because(unbuilt)))),
-            (false, &all, Engine::IoUring, None),
-            (false, &all, Engine::Epoll, Some((epoll, asked()))),
-            (
-                false,
-                &some,
-                Engine::Auto,
-                Some((epoll, because("no ACCEPT; boot 6.1"))),
-            ),
-            (false, &some, Engine::IoUring, None),
-            (false, &some, Engine::Epoll, Some((epoll, asked()))),
+            (&all, Engine::Auto, Some((io_uring, all_there()))),
+            (&all, Engine::IoUring, Some((io_uring, asked()))),
+            (&all, Engine::Epoll, Some((epoll, asked()))),
+            (&some, Engine::Auto, Some((epoll, lacks()))),
+            (&some, Engine::IoUring, None),
+            (&some, Engine::Epoll, Some((epoll, asked()))),
         ];
-        for (built, probe, engine, expected) in table {
-            let found = decide(engine, missing(built, probe));
+        for (probe, engine, expected) in table {
+            let found = choose(engine, probe);
             match (&found, &expected) {
                 (Ok(Chosen { driver, why }), Some((expected, because))) => {
-                    assert_eq!((driver, why), (expected, because), "{built} {engine:?}");
+                    assert_eq!((driver, why), (expected, because), "{engine:?}");
                 }
                 (Err(StartError::NoIoUring { .. }), None) => {}
-                _ => panic!("{built} {engine:?}: {found:?}, and not {expected:?}"),
+                _ => panic!("{engine:?}: {found:?}, and not {expected:?}"),
             }
         }
     }
@@ -156,7 +123,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_first_thing_missing_and_what_to_do() {
         let some = probe(&[None, Some("no ACCEPT"), Some("no RECV")]);
-        let error = decide(Engine::IoUring, missing(true, &some)).expect_err("refused");
+        let error = choose(Engine::IoUring, &some).expect_err("refused");
         assert_eq!(
             error.to_string(),
             "cannot run the io_uring engine: no ACCEPT; boot 6.1; or use `--engine auto` or `--engine epoll`"
@@ -165,8 +132,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_tried_nothing_chooses_nothing() {
-        let untried = missing(true, &Probe::default());
-        let chosen = decide(Engine::Auto, untried).expect("epoll always runs");
+        let chosen = choose(Engine::Auto, &Probe::default()).expect("epoll always runs");
         assert_eq!(chosen.driver, Driver::Epoll);
     }
 }

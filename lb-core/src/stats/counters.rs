@@ -132,6 +132,11 @@ pub struct WorkerCounters {
     pub descriptors: Counter,
     /// Those of them that flows hold.
     pub flow_descriptors: Counter,
+    /// Descriptors that pipes for bulk hold now, spare ones too; two each. Not among
+    /// [`WorkerCounters::descriptors`].
+    pub pipe_descriptors: Counter,
+    /// Receives of bulk that were copied because there was no pipe to splice through.
+    pub bulk_copied: Counter,
     /// Connections shed because the descriptor budget was spent.
     pub shed_budget: Counter,
     /// Connections shed because accept said EMFILE or ENFILE.

@@ -65,7 +65,7 @@ fn keepalive(timeout: Duration) -> (Duration, Duration) {
 /// becomes writable then, and [`connect_again`] tells.
 pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bool, Errno> {
     match connect(socket, &to) {
-        Ok(()) => found_another(socket, to).map(|()| true),
+        Ok(()) => check_other(socket, to).map(|()| true),
         Err(Errno::INPROGRESS) => Ok(false),
         Err(errno) => Err(errno),
     }
@@ -78,7 +78,7 @@ pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bo
 /// EALREADY while it still goes on; else why it failed.
 pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
     match connect(socket, &to) {
-        Ok(()) | Err(Errno::ISCONN) => found_another(socket, to),
+        Ok(()) | Err(Errno::ISCONN) => check_other(socket, to),
         Err(Errno::INPROGRESS) => Err(Errno::ALREADY),
         Err(errno) => Err(errno),
     }
@@ -87,7 +87,7 @@ pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<()
 /// Refuses a connection of a socket with itself. The kernel makes one (RFC 9293 section 3.5, both
 /// ends open at once) when it gives the port dialled, which is on this machine and nobody's, to
 /// the dialling socket. Reset, so that no TIME-WAIT keeps the backend from its port.
-fn found_another(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
+pub(crate) fn check_other(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
     if !is_own(socket, to) {
         return Ok(());
     }

@@ -1,23 +1,19 @@
 //! UDP sockets: how a listener and a flow are set up, and datagrams received and sent in batches.
 
-use std::mem::{self, MaybeUninit};
+mod address;
+mod batch;
+mod sheet;
+
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::SendFlags;
-use socket2::{Domain, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::stream;
 
-/// Room for one datagram. UDP's length field is 16 bits and counts its own 8 bytes, so that no
-/// datagram without a jumbogram option (RFC 2675) fills it: 65,507 bytes over IPv4, 65,527 over
-/// IPv6.
-pub(crate) const DATAGRAM_ROOM: usize = 65_536;
-
-/// Datagrams per system call at most.
-pub(crate) const BATCH: usize = 32;
+pub(crate) use batch::{BATCH, Batch};
+pub(crate) use sheet::{Draft, Sheet, is_unsegmentable, send, send_run};
 
 /// Bytes that wait in a listener's queue in either direction. A flood's worth of a few
 /// milliseconds at 10 Gbit/s; taken from the kernel only while something waits.
@@ -45,6 +41,7 @@ pub(crate) fn prepare_listener(socket: BorrowedFd<'_>, address: SocketAddr) -> R
         libc::SO_SNDBUF,
         LISTENER_BUFFER,
     )?;
+    join_received(socket);
     let_routers_fragment(socket, address)
 }
 
@@ -73,188 +70,21 @@ pub(crate) fn connect(backend: SocketAddr) -> Result<OwnedFd, Errno> {
     Ok(socket.into())
 }
 
-/// Sends one datagram on a connected socket; an empty one too.
-///
-/// # Errors
-///
-/// Of send(2). An error may be of an earlier datagram (`ECONNREFUSED` from an ICMP message since
-/// then); then this one has not been sent, and the next call may succeed.
-pub(crate) fn send(socket: BorrowedFd<'_>, payload: &[u8]) -> Result<(), Errno> {
-    rustix::net::send(socket, payload, SendFlags::DONTWAIT | SendFlags::NOSIGNAL).map(drop)
+/// Lets receives of this socket give several datagrams in a row at once ([`batch::Datagram::segment`]),
+/// where the network, or a sender on this machine, has left them joined. Kernels that cannot
+/// (before Linux 5.0) take them apart, as they did before.
+pub(crate) fn join_received(socket: BorrowedFd<'_>) {
+    let _ = set_int(socket, libc::SOL_UDP, libc::UDP_GRO, 1);
 }
 
-/// Sends datagrams, each to its own address, in one call; at most [`BATCH`]. Returns how many
-/// were taken, which is at least one.
-///
-/// # Errors
-///
-/// Of sendmmsg(2), about the first datagram.
-pub(crate) fn send_to(
-    socket: BorrowedFd<'_>,
-    datagrams: &[(SocketAddr, &[u8])],
-) -> Result<usize, Errno> {
-    let count = datagrams.len().min(BATCH);
-    let mut addresses = [const { MaybeUninit::<SockAddr>::uninit() }; BATCH];
-    // SAFETY: all-zero is a valid value of both plain C structures.
-    let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
-    // SAFETY: as above.
-    let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
-    for (n, (to, payload)) in datagrams[..count].iter().enumerate() {
-        let address = addresses[n].write(SockAddr::from(*to));
-        vectors[n].iov_base = payload.as_ptr().cast_mut().cast();
-        vectors[n].iov_len = payload.len();
-        let header = &mut headers[n].msg_hdr;
-        header.msg_name = address.as_ptr().cast_mut().cast();
-        header.msg_namelen = address.len();
-        header.msg_iov = &raw mut vectors[n];
-        header.msg_iovlen = 1;
-    }
-    // SAFETY: the first `count` headers point at addresses, vectors and payloads that are
-    // initialised above and outlive the call; sendmmsg(2) only reads through them, and writes
-    // `msg_len` of those headers.
-    let sent = unsafe {
-        libc::sendmmsg(
-            socket.as_raw_fd(),
-            headers.as_mut_ptr(),
-            count as libc::c_uint,
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        )
+/// Does this kernel know UDP_SEGMENT (Linux 4.18)? An older one would ignore the control message
+/// and send what should be many datagrams as one.
+pub(crate) fn can_segment() -> bool {
+    let Ok(socket) = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), None) else {
+        return false;
     };
-    usize::try_from(sent).map_err(|_| last_error())
-}
-
-/// A received datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Datagram<'a> {
-    /// The sender; `None` from a connected socket.
-    pub(crate) from: Option<SocketAddr>,
-    /// The datagram, whole unless `truncated`.
-    pub(crate) payload: &'a [u8],
-    /// It was larger than [`DATAGRAM_ROOM`].
-    pub(crate) truncated: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Received {
-    from: Option<SocketAddr>,
-    len: usize,
-    truncated: bool,
-}
-
-/// Room for [`BATCH`] datagrams of any size: 2 MiB of addresses, of which only what datagrams
-/// have touched takes memory.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    data: Vec<u8>,
-    received: Vec<Received>,
-}
-
-impl Default for Batch {
-    fn default() -> Batch {
-        Batch {
-            data: vec![0; BATCH * DATAGRAM_ROOM],
-            received: Vec::with_capacity(BATCH),
-        }
-    }
-}
-
-impl Batch {
-    /// How many more datagrams it takes.
-    pub(crate) fn room(&self) -> usize {
-        BATCH - self.received.len()
-    }
-
-    /// How many datagrams it holds.
-    pub(crate) fn len(&self) -> usize {
-        self.received.len()
-    }
-
-    /// Forgets them all.
-    pub(crate) fn clear(&mut self) {
-        self.received.clear();
-    }
-
-    /// One of the datagrams held.
-    ///
-    /// # Panics
-    ///
-    /// If it holds fewer.
-    pub(crate) fn datagram(&self, n: usize) -> Datagram<'_> {
-        let Received {
-            from,
-            len,
-            truncated,
-        } = self.received[n];
-        Datagram {
-            from,
-            payload: &self.data[n * DATAGRAM_ROOM..][..len],
-            truncated,
-        }
-    }
-
-    /// Takes up to `limit` datagrams from a socket, as far as there is room, without waiting.
-    /// Returns which they are.
-    ///
-    /// # Errors
-    ///
-    /// Of recvmmsg(2): `EAGAIN` when there are none; `ECONNREFUSED` and its like from an ICMP
-    /// message about an earlier datagram sent on this socket, which is thereby consumed.
-    pub(crate) fn receive(
-        &mut self,
-        socket: BorrowedFd<'_>,
-        limit: usize,
-    ) -> Result<Range<usize>, Errno> {
-        let first = self.len();
-        let count = limit.min(self.room());
-        if count == 0 {
-            return Ok(first..first);
-        }
-        let mut names: [SockAddrStorage; BATCH] =
-            std::array::from_fn(|_| SockAddrStorage::zeroed());
-        // SAFETY: all-zero is a valid value of both plain C structures.
-        let mut vectors: [libc::iovec; BATCH] = unsafe { mem::zeroed() };
-        // SAFETY: as above.
-        let mut headers: [libc::mmsghdr; BATCH] = unsafe { mem::zeroed() };
-        let rooms = self.data.chunks_exact_mut(DATAGRAM_ROOM).skip(first);
-        for (n, room) in rooms.take(count).enumerate() {
-            vectors[n].iov_base = room.as_mut_ptr().cast();
-            vectors[n].iov_len = room.len();
-            let header = &mut headers[n].msg_hdr;
-            header.msg_name = (&raw mut names[n]).cast();
-            header.msg_namelen = names[n].size_of();
-            header.msg_iov = &raw mut vectors[n];
-            header.msg_iovlen = 1;
-        }
-        // SAFETY: the first `count` headers point at names, vectors and rooms that outlive the
-        // call, of the sizes that they say; the rooms are disjoint parts of `self.data`, which is
-        // borrowed mutably. No timeout is given.
-        let got = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                headers.as_mut_ptr(),
-                count as libc::c_uint,
-                libc::MSG_DONTWAIT,
-                std::ptr::null_mut(),
-            )
-        };
-        let got = usize::try_from(got).map_err(|_| last_error())?;
-        for (header, name) in headers[..got].iter().zip(names) {
-            self.received.push(Received {
-                from: sender(name, header.msg_hdr.msg_namelen),
-                len: (header.msg_len as usize).min(DATAGRAM_ROOM),
-                truncated: header.msg_hdr.msg_flags & libc::MSG_TRUNC != 0,
-            });
-        }
-        Ok(first..self.len())
-    }
-}
-
-fn sender(name: SockAddrStorage, len: libc::socklen_t) -> Option<SocketAddr> {
-    if len == 0 || len > name.size_of() {
-        return None;
-    }
-    // SAFETY: the kernel wrote an address of `len` bytes there, and the rest is zero.
-    unsafe { SockAddr::new(name, len) }.as_socket()
+    // Zero: no segments but those that a send asks for itself.
+    set_int(socket.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok()
 }
 
 /// Asks for a queue of `bytes`; without CAP_NET_ADMIN for as much of it as the system allows.
@@ -341,7 +171,7 @@ mod tests {
             a.send_to(&vec![n as u8; size], b.local_addr().expect("address"))
                 .expect("send");
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch::with_senders();
         assert_eq!(batch.receive(b.as_fd(), 2).expect("two"), 0..2);
         assert_eq!(batch.receive(b.as_fd(), BATCH).expect("rest"), 2..6);
         for (n, size) in sizes.into_iter().enumerate() {
@@ -363,10 +193,15 @@ mod tests {
         let large = vec![0; 65_508];
         let batch: [(SocketAddr, &[u8]); 4] =
             [(to_b, b"one"), (to_c, b""), (to_b, &large), (to_b, b"two")];
-        assert_eq!(send_to(a.as_fd(), &batch).expect("two go"), 2);
-        let error = send_to(a.as_fd(), &batch[2..]).expect_err("too large");
+        let mut sheet = Sheet::default();
+        let mut draft = sheet.start();
+        for (to, payload) in batch {
+            draft.add(to, &[payload], None);
+        }
+        assert_eq!(draft.send(a.as_fd(), 0).expect("two go"), 2);
+        let error = draft.send(a.as_fd(), 2).expect_err("too large");
         assert_eq!(error, Errno::MSGSIZE);
-        assert_eq!(send_to(a.as_fd(), &batch[3..]).expect("last"), 1);
+        assert_eq!(draft.send(a.as_fd(), 3).expect("last"), 1);
         let mut buffer = [0; 8];
         assert_eq!(b.recv(&mut buffer).expect("one"), 3);
         assert_eq!(b.recv(&mut buffer).expect("two"), 3);
@@ -381,7 +216,7 @@ mod tests {
         let refused = send(socket.as_fd(), b"y").expect_err("refused");
         assert_eq!(refused, Errno::CONNREFUSED);
         send(socket.as_fd(), b"z").expect("consumed");
-        let mut batch = Batch::default();
+        let mut batch = Batch::without_senders();
         let refused = batch.receive(socket.as_fd(), 1).expect_err("refused");
         assert_eq!(refused, Errno::CONNREFUSED);
         let empty = batch.receive(socket.as_fd(), 1).expect_err("nothing");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::descriptors::Descriptors;
+use super::pipes::{self, Pipes};
 use super::token::Token;
 use crate::balance::HashKey;
 use crate::plane::Limits;
@@ -30,6 +31,8 @@ pub(crate) struct Cx {
     pub(crate) counters: Arc<WorkerCounters>,
     /// What may still be opened.
     pub(crate) descriptors: Descriptors,
+    /// What bulk is spliced through.
+    pub(crate) pipes: Pipes,
     /// Not for secrets.
     pub(crate) rng: Rng,
     /// [`SCRATCH`] bytes for the length of one call; nobody's contents outlive it.
@@ -61,6 +64,7 @@ impl Cx {
             timers: Wheel::new(now),
             counters,
             descriptors,
+            pipes: Pipes::new(pipes::SIZE),
             pin_key: HashKey(rng.bytes()),
             rng,
             scratch: vec![0; SCRATCH].into(),

@@ -18,8 +18,12 @@ pub(crate) mod cx;
 pub(crate) mod descriptors;
 mod listener;
 pub(crate) mod local;
+pub(crate) mod pace;
+pub(crate) mod pipes;
 mod ports;
 mod report;
+mod ring;
+mod session;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -48,6 +52,7 @@ pub(crate) use turn::{Seat, Worker};
 
 use cx::Cx;
 use local::Local;
+use ring::RingTcp;
 use tcp::Tcp;
 use token::{Kind, Token};
 use udp::Udp;
@@ -91,23 +96,42 @@ impl Shared {
     }
 }
 
+/// TCP's driver, by engine.
+enum TcpDriver {
+    Epoll(Tcp),
+    Ring(Box<RingTcp>),
+}
+
+/// Calls what both engines' drivers have.
+macro_rules! either {
+    ($driver:expr, $tcp:ident => $call:expr) => {
+        match $driver {
+            TcpDriver::Epoll($tcp) => $call,
+            TcpDriver::Ring($tcp) => $call,
+        }
+    };
+}
+
 /// Both protocols' drivers.
 pub(crate) struct Drivers {
-    tcp: Tcp,
+    tcp: TcpDriver,
     udp: Udp,
 }
 
 impl Drivers {
     fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
         match local.key.protocol {
-            Protocol::Tcp => self.tcp.on_listener(cx, local, listener),
+            Protocol::Tcp => either!(&mut self.tcp, tcp => tcp.on_listener(cx, local, listener)),
             Protocol::Udp => self.udp.on_listener(cx, local, listener),
         }
     }
 
     fn on_event(&mut self, cx: &mut Cx, kind: Kind, token: Token, readiness: Readiness) {
         match kind {
-            Kind::Downstream | Kind::Upstream => self.tcp.on_event(cx, token, readiness),
+            Kind::Downstream | Kind::Upstream => match &mut self.tcp {
+                TcpDriver::Epoll(tcp) => tcp.on_event(cx, token, readiness),
+                TcpDriver::Ring(tcp) => tcp.on_event(token),
+            },
             Kind::Flow => self.udp.on_event(cx, token, readiness),
             Kind::Wake | Kind::Listener | Kind::House => {}
         }
@@ -115,7 +139,9 @@ impl Drivers {
 
     fn on_timer(&mut self, cx: &mut Cx, kind: Kind, token: Token) {
         match kind {
-            Kind::Downstream | Kind::Upstream => self.tcp.on_timer(cx, token),
+            Kind::Downstream | Kind::Upstream => {
+                either!(&mut self.tcp, tcp => tcp.on_timer(cx, token))
+            }
             Kind::Flow => self.udp.on_timer(cx, token),
             Kind::Wake | Kind::Listener | Kind::House => {}
         }
@@ -129,17 +155,30 @@ impl Drivers {
     }
 
     fn end_turn(&mut self, cx: &mut Cx) {
-        self.tcp.end_turn(cx);
+        either!(&mut self.tcp, tcp => tcp.end_turn(cx));
         self.udp.end_turn(cx);
     }
 
     /// Is there work that no event will tell of?
     fn has_work(&self) -> bool {
-        self.tcp.has_work()
+        either!(&self.tcp, tcp => tcp.has_work())
+    }
+
+    /// Does neither protocol have anything that a drain must wait for?
+    fn is_idle(&self) -> bool {
+        either!(&self.tcp, tcp => tcp.is_idle()) && self.udp.is_idle()
+    }
+
+    /// The ring, where there is one.
+    fn ring(&mut self) -> Option<&mut RingTcp> {
+        match &mut self.tcp {
+            TcpDriver::Epoll(_) => None,
+            TcpDriver::Ring(tcp) => Some(tcp),
+        }
     }
 
     fn cut(&mut self, cx: &mut Cx) {
-        self.tcp.cut(cx);
+        either!(&mut self.tcp, tcp => tcp.cut(cx));
         self.udp.cut(cx);
     }
 }

@@ -60,6 +60,16 @@ pub fn spec(protocol: Protocol, address: SocketAddr, backends: &[SocketAddr]) ->
     }
 }
 
+/// The engine that WEIR_ENGINE names.
+pub fn engine() -> lb_core::plane::Engine {
+    use lb_core::plane::Engine;
+    match std::env::var("WEIR_ENGINE").as_deref() {
+        Ok("io_uring") => Engine::IoUring,
+        Ok("epoll") => Engine::Epoll,
+        _ => Engine::Auto,
+    }
+}
+
 /// A plane and the table that it is fed with.
 pub struct Rig {
     pub builder: TableBuilder,
@@ -77,6 +87,7 @@ impl Rig {
         let table = builder.freeze();
         let config = Config {
             workers,
+            engine: engine(),
             ..Config::default()
         };
         let plane = Plane::start(config, Arc::clone(&table)).expect("a plane");

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::*;
 use crate::stats::CloseReason;
 use crate::table::FrontendSpec;
+use crate::worker::TcpDriver;
 use crate::worker::tcp::Tcp;
 use crate::worker::testing;
 use crate::worker::udp::Udp;
@@ -27,7 +28,7 @@ impl Rig {
         let spec = testing::spec(&address.to_string(), &["127.0.0.1:1"]);
         let mut cx = testing::cx();
         let mut drivers = Drivers {
-            tcp: Tcp::new(&cx.limits),
+            tcp: TcpDriver::Epoll(Tcp::new(&cx.limits)),
             udp: Udp::new(&cx.limits, &cx.pin_key),
         };
         let mut listeners = Listeners::new(published(&spec), Arc::default(), 1, 0);

@@ -6,11 +6,12 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
+use super::runs::{Piece, Run, Runs};
 use super::{Driver, SendError, Upstream};
 use crate::flow::{Admission, FlowId, Refusal, Verdict};
 use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::sys::epoll::Interest;
-use crate::sys::udp::{self, Datagram};
+use crate::sys::udp;
 use crate::worker::cx::Cx;
 use crate::worker::descriptors::Use;
 use crate::worker::local::Local;
@@ -30,32 +31,31 @@ impl From<Refusal> for DropReason {
 }
 
 impl Driver {
-    /// A datagram has come in by a listener.
-    pub(super) fn on_datagram(&mut self, cx: &mut Cx, local: &Rc<Local>, datagram: Datagram<'_>) {
-        let Some(client) = datagram.from else {
-            return; // an unconnected socket names every sender
-        };
+    /// What a batch of a listener holds of one client, in order.
+    pub(super) fn on_datagrams(
+        &mut self,
+        cx: &mut Cx,
+        local: &Rc<Local>,
+        client: SocketAddr,
+        pieces: &[Piece<'_>],
+    ) {
         self.last_used = cx.now;
-        local.counters.datagrams_downstream.add(1);
-        let bytes = datagram.payload.len() as u64;
-        local.counters.bytes_downstream.add(bytes);
-        let done = if datagram.truncated {
-            Err(DropReason::TooLarge)
-        } else {
-            self.route(cx, local, client, datagram.payload)
-        };
-        if let Err(reason) = done {
-            local.counters.dropped(reason).add(1);
+        match self.route(cx, local, client) {
+            Ok(flow) => self.forward(cx, local, flow, pieces),
+            Err(reason) => {
+                let count: usize = pieces.iter().map(Piece::count).sum();
+                local.counters.dropped(reason).add(count as u64);
+            }
         }
     }
 
+    /// The flow that the client's datagrams leave by.
     fn route(
         &mut self,
         cx: &mut Cx,
         local: &Rc<Local>,
         client: SocketAddr,
-        payload: &[u8],
-    ) -> Result<(), DropReason> {
+    ) -> Result<FlowId, DropReason> {
         if cx.draining && !self.flows.contains(client, &**local) {
             return Err(DropReason::Draining);
         }
@@ -93,7 +93,7 @@ impl Driver {
                 return Err(reason.into());
             }
         };
-        self.forward(cx, flow, payload)
+        Ok(flow)
     }
 
     fn open(
@@ -169,6 +169,9 @@ impl Driver {
                         socket,
                         backend,
                         local: Rc::clone(local),
+                        largest_out: self.largest,
+                        largest_back: self.largest,
+                        joins: false,
                     });
                 }
                 Err(Errno::MFILE | Errno::NFILE) => return Err(DropReason::DescriptorLimit),
@@ -213,23 +216,60 @@ impl Driver {
         found
     }
 
-    /// Sends a datagram to the flow's backend. Where the call reports that an earlier one was
+    /// Sends datagrams to the flow's backend, run by run.
+    ///
+    /// The first that a backend gets goes alone: should it be refused at once, the next send hears
+    /// of it, and the kept copy is all that was lost.
+    fn forward(&mut self, cx: &mut Cx, local: &Local, flow: FlowId, pieces: &[Piece<'_>]) {
+        let (mut runs, mut run) = (Runs::new(pieces), Run::default());
+        loop {
+            let here = runs.clone();
+            let largest = match self.flows.has_sent(flow) {
+                true => self.flows.part(flow).map_or(0, |u| u.largest_out),
+                false => 0,
+            };
+            if !runs.next(largest, &mut run) {
+                return;
+            }
+            match self.send(cx, flow, &run) {
+                Ok(()) => {}
+                // To be cut anew: singly now, or from now on.
+                Err(NotSent::Apart) => runs = here,
+                Err(NotSent::Dropped(reason)) => {
+                    local.counters.dropped(reason).add(run.count as u64);
+                }
+            }
+        }
+    }
+
+    /// Sends a run to the flow's backend. Where the call reports that an earlier datagram was
     /// refused, this one has not been sent: it goes to another backend, after the kept copy of
     /// the earlier one.
-    fn forward(&mut self, cx: &mut Cx, flow: FlowId, payload: &[u8]) -> Result<(), DropReason> {
+    fn send(&mut self, cx: &mut Cx, flow: FlowId, run: &Run<'_>) -> Result<(), NotSent> {
         for _ in 0..MAX_TRIES {
             let Some(upstream) = self.flows.part(flow) else {
-                return Err(DropReason::NoFlow);
+                return Err(NotSent::Dropped(DropReason::NoFlow));
             };
-            match udp::send(upstream.socket.as_fd(), payload).map_err(SendError::from) {
-                Ok(()) => {
-                    if self.flows.sent(flow, payload) {
-                        cx.counters.copies_refused.add(1);
-                    }
-                    return Ok(());
+            let socket = upstream.socket.as_fd();
+            let sent = match run.count {
+                1 => udp::send(socket, run.last()),
+                _ => udp::send_run(socket, &run.slices, run.segment),
+            };
+            let Err(errno) = sent else {
+                if self.flows.sent(flow, run.last()) {
+                    cx.counters.copies_refused.add(1);
                 }
-                Err(SendError::Lost(reason)) => return Err(reason),
-                Err(SendError::Unreachable(why)) => {
+                return Ok(());
+            };
+            if run.count > 1 && udp::is_unsegmentable(errno) {
+                if let Some(upstream) = self.flows.part_mut(flow) {
+                    upstream.largest_out = run.segment - 1;
+                }
+                return Err(NotSent::Apart);
+            }
+            match SendError::from(errno) {
+                SendError::Lost(reason) => return Err(NotSent::Dropped(reason)),
+                SendError::Unreachable(why) => {
                     let left = self.leave(cx, flow, why);
                     let moved = self.relocate(cx, flow, left.backend).is_ok();
                     if !moved {
@@ -240,11 +280,22 @@ impl Driver {
                         Some(copy) if moved => self.send_copy(cx, flow, &copy),
                         _ => self.count_lost(flow),
                     }
+                    if moved && run.count > 1 && !self.flows.has_sent(flow) {
+                        return Err(NotSent::Apart);
+                    }
                 }
             }
         }
-        Err(DropReason::Refused)
+        Err(NotSent::Dropped(DropReason::Refused))
     }
+}
+
+/// Why a run was not sent.
+enum NotSent {
+    /// Its datagrams may well go, one by one or in smaller runs.
+    Apart,
+    /// They are lost.
+    Dropped(DropReason),
 }
 
 /// Who refused, and what.
@@ -289,5 +340,9 @@ impl Driver {
 }
 
 fn watch(cx: &Cx, flow: FlowId, socket: &OwnedFd) -> Result<(), Errno> {
-    cx.watch(socket.as_fd(), Token::new(Kind::Flow, flow), Interest::READ)
+    cx.watch(
+        socket.as_fd(),
+        Token::new(Kind::Flow, flow),
+        Interest::DATAGRAMS,
+    )
 }

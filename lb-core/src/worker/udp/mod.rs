@@ -10,12 +10,19 @@
 //!   client <- listener <-sendmmsg-- outbox <- flow table <-recvmmsg- the flow's socket <- backend
 //! ```
 //!
-//! Everything is level-triggered and takes a bounded number of datagrams for each event, so that
-//! a flood on one socket costs the others their turn only by that much. Errors of a flow's socket
-//! are consumed by the call that reports them: none can make it ready for ever.
+//! What a batch holds of one flow is handled together, and datagrams of one size in a row leave in
+//! one send, which passes the network stack once (UDP_SEGMENT); where the stack hands several in
+//! one receive (UDP_GRO), they stay together. Each keeps its boundaries, and a flow its order;
+//! datagrams of different flows in one batch may overtake each other.
+//!
+//! Each event takes a bounded number of datagrams, so that a flood on one socket costs the others
+//! their turn only by that much. Errors of a flow's socket are consumed by the call that reports
+//! them: none can make it ready for ever.
 
 mod downstream;
+mod groups;
 mod outbox;
+mod runs;
 mod upstream;
 
 #[cfg(test)]
@@ -39,15 +46,19 @@ use crate::flow::{self, Closed, Flows, Rules, Timeouts};
 use crate::plane::Limits;
 use crate::stats::{CloseReason, ConnectError, DropReason};
 use crate::sys::epoll::Readiness;
-use crate::sys::udp::{BATCH, Batch};
+use crate::sys::udp::{self, BATCH, Batch};
 use crate::time::Time;
 use crate::timer::TimerId;
 use crate::worker::descriptors::Use;
 
+use groups::Groups;
 use outbox::Outbox;
+use runs::{MAX_BYTES, Piece};
 
-/// Batches that one event of a listener takes.
+/// Batches that one event of a listener takes, unless it has taken [`LISTENER_BYTES`] before.
 const LISTENER_BATCHES: usize = 4;
+/// Bytes after which one event of a listener takes no other batch: some 200 us of copying.
+const LISTENER_BYTES: usize = 1 << 20;
 /// Flows that end by their timers, or with their frontend, in one turn: closing a socket takes
 /// about a microsecond.
 const ENDS_PER_TURN: usize = 512;
@@ -61,11 +72,19 @@ struct Upstream {
     socket: OwnedFd,
     backend: Claim,
     local: Rc<Local>,
+    /// The largest datagrams, in bytes, of which several may leave for the backend in one send: a
+    /// device or route that refused some is not asked again.
+    largest_out: usize,
+    /// As `largest_out`, from the listener to this client.
+    largest_back: usize,
+    /// Receives of the socket may give several datagrams at once.
+    joins: bool,
 }
 
 /// Every flow of one worker.
 pub(crate) struct Udp {
     inbox: Batch,
+    groups: Groups,
     driver: Driver,
 }
 
@@ -80,6 +99,8 @@ struct Driver {
     last_used: Time,
     /// A drain need not wait for us.
     quiet: bool,
+    /// What `largest_out` and `largest_back` begin with: 0 where the kernel knows no UDP_SEGMENT.
+    largest: usize,
 }
 
 impl Udp {
@@ -92,7 +113,8 @@ impl Udp {
             ..flow::Limits::default()
         };
         Udp {
-            inbox: Batch::default(),
+            inbox: Batch::with_senders(),
+            groups: Groups::default(),
             driver: Driver {
                 flows: Flows::new(limits, key.0),
                 outbox: Outbox::default(),
@@ -100,6 +122,7 @@ impl Udp {
                 alarm: None,
                 last_used: Time::ZERO,
                 quiet: false,
+                largest: if udp::can_segment() { MAX_BYTES } else { 0 },
             },
         }
     }
@@ -107,6 +130,7 @@ impl Udp {
     /// `listener` has datagrams. Level-triggered: takes a bounded number of them, the rest is told
     /// again. During a drain only those of live flows are forwarded.
     pub(crate) fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
+        let mut bytes = 0;
         for _ in 0..LISTENER_BATCHES {
             self.inbox.clear();
             match self.inbox.receive(listener, BATCH) {
@@ -114,13 +138,44 @@ impl Udp {
                 Err(Errno::AGAIN) => return,
                 Err(_) => continue, // an error of the network's: consumed, the next may be well
             }
-            for n in 0..self.inbox.len() {
-                self.driver.on_datagram(cx, local, self.inbox.datagram(n));
-            }
-            if self.inbox.room() > 0 {
+            bytes += self.deliver(cx, local);
+            if self.inbox.room() > 0 || bytes > LISTENER_BYTES {
                 return;
             }
         }
+    }
+
+    /// Forwards what the inbox holds, sender by sender. Returns how many bytes that were.
+    fn deliver(&mut self, cx: &mut Cx, local: &Rc<Local>) -> usize {
+        let (mut bytes, mut count, mut too_large) = (0, 0, 0);
+        self.groups.clear();
+        for n in 0..self.inbox.len() {
+            let datagram = self.inbox.datagram(n);
+            let piece = Piece::new(datagram.payload, datagram.segment);
+            bytes += piece.bytes();
+            count += piece.count() as u64;
+            match datagram.from {
+                _ if datagram.truncated => too_large += piece.count() as u64,
+                Some(client) => self.groups.add(n, client),
+                None => {} // an unconnected socket names every sender
+            }
+        }
+        local.counters.datagrams_downstream.add(count);
+        local.counters.bytes_downstream.add(bytes as u64);
+        if too_large > 0 {
+            local.counters.dropped(DropReason::TooLarge).add(too_large);
+        }
+        let mut pieces = Vec::with_capacity(BATCH);
+        for group in 0..self.groups.len() {
+            let (client, members) = self.groups.at(group);
+            pieces.clear();
+            pieces.extend(members.map(|n| {
+                let datagram = self.inbox.datagram(n);
+                Piece::new(datagram.payload, datagram.segment)
+            }));
+            self.driver.on_datagrams(cx, local, client, &pieces);
+        }
+        bytes
     }
 
     /// A flow's socket is ready. The token may be stale.
@@ -152,7 +207,7 @@ impl Udp {
 
     /// Every event of the turn was given: send what is to be sent together.
     pub(crate) fn end_turn(&mut self, cx: &mut Cx) {
-        self.driver.outbox.flush();
+        self.driver.flush();
         self.driver.close_frontends(cx);
         self.driver.set_alarm(cx);
         cx.counters
