@@ -42,8 +42,13 @@ impl Connection {
             let side = Side::Downstream;
             self.lanes[side.index()].watch(cx, Owner { key, side });
         }
+        let random = cx.rng.next();
         let socket = stream::tcp_socket(address).and_then(|socket| {
             stream::bound_silence(socket.as_fd(), cx.limits.peer_timeout)?;
+            // One a try: should it have no port left, the next try draws again.
+            if let Some(source) = cx.sources.order(address, random).next() {
+                stream::bind_source(socket.as_fd(), source)?;
+            }
             Ok(socket)
         });
         match socket {
