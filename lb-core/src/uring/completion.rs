@@ -117,11 +117,6 @@ impl Ring {
                 Got::NoBuffers
             }
             Err(Errno::CANCELED | Errno::INTR | Errno::AGAIN) => Got::Paused,
-            // Before Linux 6.17: begun again without a limit, as if it had paused.
-            Err(Errno::INVAL) if self.limits_receives => {
-                self.limits_receives = false;
-                Got::Paused
-            }
             Err(errno) => Got::Failed(errno),
         }
     }

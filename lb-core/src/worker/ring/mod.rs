@@ -32,7 +32,7 @@ use crate::slab::{Key, Slab};
 use crate::stats::CloseReason;
 use crate::sys::clock;
 use crate::time::Time;
-use crate::uring::{Completion, Got, Owner, Payload, Ring};
+use crate::uring::{Completion, Counts, Got, Owner, Payload, Ring};
 use connection::{Connection, Outcome};
 
 /// Callers taken from one listener before the others have their turn.
@@ -246,6 +246,23 @@ impl RingTcp {
         }
         self.feed();
         self.watch_late(cx);
+        self.count(cx);
+    }
+
+    fn count(&mut self, cx: &Cx) {
+        let ring = &mut self.io.ring;
+        let counters = &cx.counters;
+        let Counts {
+            submissions_full,
+            no_buffers,
+            cancels,
+        } = ring.counts();
+        counters.ring_full.set(submissions_full);
+        counters.ring_no_buffers.set(no_buffers);
+        counters.ring_cancels.set(cancels);
+        counters.ring_overflows.set(ring.overflows());
+        counters.ring_buffers.set(ring.buffers().lent().into());
+        counters.ring_in_flight.set(ring.in_flight() as u64);
     }
 
     /// Begins to watch those that are half-closed still.
