@@ -59,6 +59,7 @@
 //! - Health checks: the table says who is usable. Failed connects only change who is tried first.
 pub mod affinity;
 pub mod balance;
+mod chunks;
 pub mod conn;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
