@@ -91,10 +91,10 @@ impl Connection {
         let address = self.claim.as_ref()?.address;
         let end = &mut self.ends[Side::Upstream.index()];
         let result = stream::tcp_socket(address).and_then(|socket| {
-            stream::bound_silence(socket.as_fd(), cx.limits.peer_timeout)?;
+            // Watched from here on: a socket that has not begun to connect counts as hung up.
+            let done = stream::start_connect(socket.as_fd(), address)?;
             let token = Token::new(Kind::Upstream, key);
             cx.watch(socket.as_fd(), token, Interest::STREAM)?;
-            let done = stream::start_connect(socket.as_fd(), address)?;
             *end = End::new(Side::Upstream, Some(socket));
             Ok(done)
         });
