@@ -62,6 +62,7 @@ pub mod affinity;
 pub mod balance;
 #[cfg(any(test, fuzzing))]
 pub mod chance;
+mod chunks;
 pub mod conn;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;

@@ -82,7 +82,12 @@ impl Connection {
             Completion::Connected { flight, result, .. } => {
                 self.session.note_connected(flight, result);
             }
-            Completion::Ready { what, .. } => lane.ready(what),
+            Completion::Ready { what, .. } => {
+                lane.ready(what);
+                if self.session.is_dialling() {
+                    self.note_writable(io, owner.key);
+                }
+            }
             Completion::Readiness | Completion::Accepted { .. } | Completion::Nothing => {}
         }
     }
@@ -120,7 +125,8 @@ impl Connection {
 
     /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        self.session.timer_came();
+        let upstream = self.lanes[Side::Upstream.index()].socket.as_ref();
+        self.session.timer_came(cx, upstream);
         let event = match self.session.is_dialling() {
             true => self.next_of_dial(cx),
             false => self.poll_flush(),
