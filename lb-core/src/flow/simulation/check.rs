@@ -11,14 +11,20 @@ impl<T> Flows<T> {
     /// # Panics
     /// If two parts of the table disagree.
     pub(super) fn check(&self) {
-        assert_eq!(self.index.len(), self.len(), "the index");
+        assert_eq!(self.deadlines.len(), self.len(), "an alarm each");
         let mut sources: HashMap<IpAddr, usize> = HashMap::new();
         let (mut one_way, mut copies) = (0, 0);
-        for (&(frontend, client), &id) in &self.index {
-            let flow = self.slots.get(id).expect("an indexed flow lives");
-            assert_eq!((flow.frontend, flow.client), (frontend, client));
+        for (id, flow) in self.slots.iter() {
+            let (index, client) = (id.index(), flow.client);
+            let ends = (flow.frontend, client);
+            assert_eq!(
+                self.index.find(&self.slots, &ends),
+                Some(index),
+                "the index"
+            );
             assert!(flow.armed <= flow.deadline, "looked at too late");
-            assert!(self.deadlines.contains(flow.armed, id), "never looked at");
+            let alarm = self.deadlines.of(&self.slots, index);
+            assert_eq!(alarm, (flow.armed, index), "never looked at");
             assert!(flow.copy.is_none() || !flow.answered, "a copy too many");
             copies += flow.copy.as_ref().map_or(0, Vec::capacity);
             one_way += usize::from(!flow.two_way);
