@@ -25,6 +25,7 @@ use arc_swap::ArcSwap;
 use crate::stats::{Snapshot, WorkerCounters, WorkerTotals};
 use crate::sys::epoll::Poller;
 use crate::sys::eventfd::Wake;
+use crate::sys::rotation::Rotation;
 use crate::sys::{clock, process};
 use crate::table::Table;
 use crate::time::Time;
@@ -424,6 +425,10 @@ fn shared(
             .collect(),
         counters: counters.collect(),
         wakes: (0..workers).map(wake).collect::<Result<_, _>>()?,
+        // Refused, the hash spreads connections, and the probe says what is missing.
+        rotation: (workers > 1)
+            .then(|| Rotation::new(workers as u32).ok().map(Arc::new))
+            .flatten(),
         ports: Arc::new(Ports::default()),
         drain_until: AtomicU64::new(Shared::NO_DRAIN),
         stop: AtomicBool::new(false),

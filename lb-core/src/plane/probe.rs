@@ -10,6 +10,9 @@ use crate::sys::probe::{self as trial, Rings};
 /// The size that splicing asks of its pipes, in bytes.
 const PIPE: usize = 256 << 10;
 
+/// Its number (linux/capability.h).
+const CAP_BPF: u32 = 39;
+
 /// Capabilities that Weir has a use for: their numbers (linux/capability.h), and what is lost
 /// without them.
 const CAPABILITIES: [(&str, u32, &str); 5] = [
@@ -29,7 +32,11 @@ const CAPABILITIES: [(&str, u32, &str); 5] = [
         24,
         "pipes shrink past fs.pipe-user-pages-soft, and bulk is copied then",
     ),
-    ("CAP_BPF", 39, "nothing: this release does not use it"),
+    (
+        "CAP_BPF",
+        CAP_BPF,
+        "connections are spread over the workers by a hash, and not by turns",
+    ),
 ];
 
 /// Why something cannot be had. Shown as one sentence without its full stop.
@@ -191,6 +198,11 @@ impl Host {
                 trial::selects_sockets(),
             ),
         ];
+        findings.push(finding(
+            "BPF_PROG_LOAD",
+            trial::rotates_sockets(),
+            |errno| self.no_rotation(errno),
+        ));
         findings.extend(CAPABILITIES.map(|(name, number, lost)| {
             let granted = self.capabilities >> number & 1 == 1;
             let fix = format!("`setcap {}+ep /usr/local/bin/weir`", name.to_lowercase());
@@ -200,6 +212,19 @@ impl Host {
             }
         }));
         findings
+    }
+
+    fn no_rotation(&self, errno: Errno) -> Said {
+        let lost = "connections are spread over the workers by a hash, and not by turns";
+        let (what, fix) = match errno {
+            Errno::PERM if self.capabilities >> CAP_BPF & 1 == 0 => (
+                "bpf(2) needs CAP_BPF (EPERM)".to_owned(),
+                "`setcap cap_bpf+ep /usr/local/bin/weir`".to_owned(),
+            ),
+            Errno::INVAL => self.too_old("eBPF atomics that fetch", "5.12"),
+            errno => self.refused("bpf", errno),
+        };
+        (format!("{lost}: {what}"), fix)
     }
 
     fn no_ring(&self, errno: Errno) -> Said {
@@ -511,6 +536,24 @@ mod tests {
         };
         assert!(has("CAP_NET_ADMIN") && has("CAP_BPF"));
         assert!(!has("CAP_NET_BIND_SERVICE") && !has("CAP_SYS_RESOURCE"));
+    }
+
+    #[test]
+    fn turns_that_are_refused_name_the_capability_or_what_else_refuses() {
+        let said = |host: &Host, errno| {
+            let (what, fix) = host.no_rotation(errno);
+            format!("{what}; {fix}")
+        };
+        let mut host = host();
+        assert!(said(&host, Errno::PERM).ends_with("`setcap cap_bpf+ep /usr/local/bin/weir`"));
+        assert!(said(&host, Errno::INVAL).ends_with("boot 5.12 or later"));
+        host.capabilities = 1 << CAP_BPF;
+        host.confined = true;
+        let said = said(&host, Errno::PERM);
+        assert!(
+            said.contains("a seccomp filter forbids bpf (EPERM)"),
+            "{said}"
+        );
     }
 
     #[test]

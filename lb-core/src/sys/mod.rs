@@ -11,6 +11,7 @@ pub(crate) mod filter;
 pub(crate) mod pipe;
 pub(crate) mod probe;
 pub(crate) mod process;
+pub(crate) mod rotation;
 pub(crate) mod socket;
 pub(crate) mod stream;
 pub(crate) mod udp;

@@ -16,6 +16,7 @@ use rustix::pipe::{
 };
 
 use super::filter;
+use super::rotation::Rotation;
 use super::udp::set_int;
 
 /// Every operation that the io_uring engine submits, by its name in io_uring_enter(2).
@@ -157,6 +158,11 @@ pub(crate) fn selects_sockets() -> Result<(), Errno> {
     let socket = datagram()?;
     sockopt::set_socket_reuseport(&socket, true)?;
     filter::attach_source_selector(socket.as_fd(), false, 2, 0)
+}
+
+/// An eBPF program that gives the sockets of a port their connections by turns (Linux 5.12).
+pub(crate) fn rotates_sockets() -> Result<(), Errno> {
+    Rotation::new(2).map(drop)
 }
 
 fn datagram() -> Result<OwnedFd, Errno> {

@@ -43,6 +43,7 @@ use arc_swap::ArcSwap;
 use crate::stats::WorkerCounters;
 use crate::sys::epoll::Readiness;
 use crate::sys::eventfd::Wake;
+use crate::sys::rotation::Rotation;
 use crate::table::{Protocol, Table};
 
 pub(crate) use budget::{Budget, Plan, TooFew};
@@ -76,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<[Arc<WorkerCounters>]>,
     /// One per worker: how to wake it.
     pub(crate) wakes: Vec<Wake>,
+    /// What gives them connections by turns; none where the kernel refuses it, or for one worker.
+    pub(crate) rotation: Option<Arc<Rotation>>,
     /// What the workers listen at.
     pub(crate) ports: Arc<Ports>,
     /// Until when a drain lasts, in microseconds of the clock; [`Shared::NO_DRAIN`]: none.

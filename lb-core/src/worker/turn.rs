@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::cx::Cx;
 use super::descriptors::Descriptors;
-use super::listener::Listeners;
+use super::listener::{Listeners, Steering};
 use super::ring::RingTcp;
 use super::tcp::Tcp;
 use super::token::{Kind, Token};
@@ -118,7 +118,11 @@ impl Worker {
         cx.descriptors.allow(published.plan.traffic);
         cx.timers
             .arm(cx.now + HOUSEKEEPING, Token::single(Kind::House));
-        let workers = shared.wakes.len();
+        let steering = Steering {
+            workers: shared.wakes.len() as u32,
+            seed: selector_seed,
+            rotation: shared.rotation.clone(),
+        };
         let ports = Arc::clone(&shared.ports);
         Worker {
             index,
@@ -126,7 +130,7 @@ impl Worker {
             table,
             cx,
             drivers,
-            listeners: Listeners::new(published, ports, workers, selector_seed),
+            listeners: Listeners::new(published, ports, steering),
             events: Events::with_capacity(EVENTS),
             next_event: 0,
             phase: Phase::Serving,

@@ -12,6 +12,12 @@ use crate::worker::tcp::Tcp;
 use crate::worker::testing;
 use crate::worker::udp::Udp;
 
+const ALONE: Steering = Steering {
+    workers: 1,
+    seed: 0,
+    rotation: None,
+};
+
 struct Rig {
     cx: Cx,
     drivers: Drivers,
@@ -31,7 +37,7 @@ impl Rig {
             tcp: TcpDriver::Epoll(Tcp::new(&cx.limits)),
             udp: Udp::new(&cx.limits, &cx.pin_key),
         };
-        let mut listeners = Listeners::new(published(&spec), Arc::default(), 1, 0);
+        let mut listeners = Listeners::new(published(&spec), Arc::default(), ALONE);
         listeners.apply(&mut cx, &mut drivers, 10);
         let rig = Rig {
             cx,
