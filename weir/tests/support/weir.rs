@@ -321,13 +321,18 @@ impl Weir {
             .count()
     }
 
-    /// How many of them are pipes' ends.
-    pub fn pipe_ends(&self) -> usize {
+    /// How many of them are of this kind, as /proc names it.
+    pub fn open(&self, kind: &str) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .unwrap()
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-            .filter(|target| target.to_string_lossy().starts_with("pipe:"))
+            .filter(|target| target.to_string_lossy().starts_with(kind))
             .count()
+    }
+
+    /// How many of them are pipes' ends.
+    pub fn pipe_ends(&self) -> usize {
+        self.open("pipe:")
     }
 
     /// The engine that runs.
