@@ -5,12 +5,14 @@
 //! for anything here.
 
 mod engine;
+mod port_use;
 mod probe;
 
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +33,7 @@ use crate::worker::descriptors::Descriptors;
 use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
 pub use engine::{Chosen, Driver, Engine, choose};
+pub use port_use::PortUse;
 pub use probe::{Finding, Lack, Probe};
 
 pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
@@ -60,6 +63,9 @@ pub struct Limits {
     /// also how long a reader may pause, and the default is no less than the time that Linux
     /// itself goes on sending to a peer that does not answer (tcp_retries2: some 15 minutes).
     pub peer_timeout: Duration,
+    /// Addresses of this machine that backends are dialled from, by chance; one without a port
+    /// left gives way to the next. None of a backend's family: the kernel's choice.
+    pub source_addresses: Vec<IpAddr>,
 }
 
 impl Default for Limits {
@@ -71,6 +77,7 @@ impl Default for Limits {
             pins: 65_536,
             reserved_descriptors: 64,
             peer_timeout: Duration::from_secs(900),
+            source_addresses: Vec::new(),
         }
     }
 }
@@ -440,7 +447,7 @@ fn seat(
     let poller = Poller::new()?;
     Worker::watch_wake(&poller, shared, index)?;
     let ring = match driver {
-        Driver::IoUring => Some(Ring::new(Size::default()).map_err(|e| e.source)?),
+        Driver::IoUring => Some(Ring::new(Size::of_worker()).map_err(|e| e.source)?),
         Driver::Epoll => None,
     };
     Ok(Seat {

@@ -62,7 +62,7 @@ pub fn found(probe: &Probe) -> Vec<Value> {
             "name": finding.name,
             "available": false,
             "errno": lack.errno,
-            "why": lack.message,
+            "why": lack.to_string(),
         }),
     };
     all.map(entry).collect()

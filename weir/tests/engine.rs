@@ -1,4 +1,4 @@
-//! Which I/O driver runs, and why: row R9 of the fault catalogue.
+//! Which I/O driver runs, and why (row R9 of the fault catalogue); what the doctor finds.
 //!
 //! What a container's profile or a sysctl would do to the daemon alone: a seccomp filter is
 //! installed on the thread that starts it, and inherited; the sysctl, which is the whole machine's,
@@ -177,4 +177,88 @@ fn r9_version_says_which_engines_run_here_and_what_was_tried() {
     let value = version();
     let auto = value["engine"]["name"].as_str().unwrap();
     assert_eq!(named(&value["engines"], auto)["available"], true);
+}
+
+/// The checks of `weir doctor -o json` below `wrap`, its verdict, and its exit code.
+fn doctor(net: &net::Net, wrap: &[&str]) -> (Value, Option<i32>) {
+    let words = [wrap, &[env!("CARGO_BIN_EXE_weir"), "doctor", "-o", "json"]].concat();
+    let mut command = net.command(words[0]);
+    let output = command.args(&words[1..]).output().unwrap();
+    let value = serde_json::from_slice(&output.stdout);
+    let value = value.unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (value, output.status.code())
+}
+
+#[test]
+fn the_doctor_finds_what_is_amiss_and_its_fix_heals_it() {
+    if skip("doctor") {
+        return;
+    }
+    let lab = Lab::new();
+    let (before, code) = doctor(&lab.lb, &[]);
+    let failed = |value: &Value| {
+        let checks = value["checks"].as_array().unwrap().iter();
+        let failed = checks.filter(|check| check["verdict"] == "fail");
+        failed
+            .map(|check| check["name"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        code,
+        Some(i32::from(!failed(&before).is_empty())),
+        "{before:#}"
+    );
+
+    let name = "net.ipv4.ip_local_port_range";
+    lab.lb
+        .exec("sysctl", &["-w", &format!("{name}=50000 50099")]);
+    let (ill, code) = doctor(&lab.lb, &[]);
+    assert_eq!(code, Some(1), "{ill:#}");
+    assert_eq!(ill["verdict"], "fail");
+    let check = named(&ill["checks"], name);
+    assert_eq!(check["value"], "50000 50099");
+    let fix = check["fix"].as_str().unwrap();
+    let (command, _) = fix.split_once(';').unwrap();
+    lab.lb.exec("sh", &["-c", command]);
+    let (healed, _) = doctor(&lab.lb, &[]);
+    assert_eq!(
+        named(&healed["checks"], name)["verdict"],
+        "ok",
+        "{healed:#}"
+    );
+    assert_eq!(failed(&healed), failed(&before));
+}
+
+#[test]
+fn the_doctor_needs_no_privilege_and_says_what_is_lost_without() {
+    if skip("doctor without root") {
+        return;
+    }
+    let lab = Lab::new();
+    let bare = [
+        "setpriv",
+        "--inh-caps=-all",
+        "--bounding-set=-all",
+        "--no-new-privs",
+    ];
+    let (value, _) = doctor(&lab.lb, &bare);
+    let checks = &value["checks"];
+    assert_eq!(
+        named(checks, "CAP_NET_ADMIN")["verdict"],
+        "warn",
+        "{value:#}"
+    );
+    let fix = named(checks, "CAP_NET_ADMIN")["fix"].as_str().unwrap();
+    assert_eq!(fix, "setcap cap_net_admin+ep /usr/local/bin/weir");
+    let (value, _) = doctor(&lab.lb, &[]);
+    assert_eq!(named(&value["checks"], "CAP_NET_ADMIN")["verdict"], "ok");
+
+    let table = weir(&["doctor"]);
+    let text = String::from_utf8(table.stdout).unwrap();
+    assert!(
+        text.lines().any(|line| line.starts_with("ok    kernel ")),
+        "{text}"
+    );
+    let usage = weir(&["doctor", "-o", "yaml"]);
+    assert_eq!(usage.status.code(), Some(2));
 }

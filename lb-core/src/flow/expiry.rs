@@ -29,14 +29,20 @@ impl Deadlines {
         self.0.pop().map(|Reverse(alarm)| alarm)
     }
 
-    /// A flow has ended; `living` are left. Alarms of the dead are swept out once they outnumber
-    /// the living, so that a flood of short-lived flows costs memory in proportion to the cap
-    /// and, spread over the flows, constant time.
-    pub(super) fn forget(&mut self, living: usize, is_alive: impl Fn(FlowId) -> bool) {
+    /// A flow has ended; `living` are left. Alarms that are deaf (of the dead, or replaced by an
+    /// earlier one) are swept out once they outnumber the living, so that a flood of short-lived
+    /// flows costs memory in proportion to the cap and, spread over the flows, constant time.
+    pub(super) fn forget(&mut self, living: usize, is_heard: impl Fn(Time, FlowId) -> bool) {
         const SLACK: usize = 1024;
         if self.0.len() > 2 * living + SLACK {
-            self.0.retain(|Reverse((_, id))| is_alive(*id));
+            self.0.retain(|Reverse((at, id))| is_heard(*at, *id));
         }
+    }
+
+    /// Is there an alarm of this flow for this time?
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn contains(&self, at: Time, id: FlowId) -> bool {
+        self.0.iter().any(|Reverse(alarm)| *alarm == (at, id))
     }
 
     #[cfg(test)]

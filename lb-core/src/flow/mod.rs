@@ -33,10 +33,12 @@ mod slots;
 mod sources;
 mod vocabulary;
 
+#[cfg(any(test, fuzzing))]
+mod fixture;
 #[cfg(test)]
 mod model_tests;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, fuzzing))]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -209,7 +211,7 @@ impl<T> Flows<T> {
         let f = self.slots.get_mut(flow)?;
         self.copies.forget(&mut f.copy);
         f.backend = backend;
-        f.epoch = rules.epoch();
+        // The epoch stays: whether the client is still permitted is judged at its next datagram.
         f.answered = false;
         f.sent = false;
         f.refused = false;
@@ -296,8 +298,10 @@ impl<T> Flows<T> {
             .remove(client.ip(), &mut self.slots, index, two_way);
         self.index.remove(&(frontend, client));
         let f = self.slots.remove(flow)?;
-        self.deadlines
-            .forget(self.slots.len(), |id| self.slots.get(id).is_some());
+        let slots = &self.slots;
+        self.deadlines.forget(slots.len(), |at, id| {
+            slots.get(id).is_some_and(|f| f.armed == at)
+        });
         Some(Closed {
             frontend,
             two_way,

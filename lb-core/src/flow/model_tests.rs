@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::tests::{Fixed, backend, client, rules};
+use super::fixture::{Fixed, backend, client, rules};
 use super::*;
 
 #[derive(Clone, Debug)]

@@ -65,6 +65,12 @@ impl<T> Flow<T> {
             part,
         }
     }
+
+    /// The one behind it in a chain that it is in.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn after(&self, order: Order) -> Option<u32> {
+        self.links[order as usize].after()
+    }
 }
 
 /// The flows, and the links between them.

@@ -101,6 +101,18 @@ impl Sources {
         }
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn counts(&self) -> HashMap<IpAddr, usize> {
+        let sources = self.by_address.iter();
+        sources.map(|(ip, source)| (*ip, source.flows)).collect()
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn chains(&self) -> impl Iterator<Item = (IpAddr, &Chain)> {
+        let sources = self.by_address.iter();
+        sources.map(|(ip, source)| (*ip, &source.one_way))
+    }
+
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_address.len()

@@ -58,16 +58,7 @@ pub struct Chosen {
 /// # Errors
 /// [`StartError::NoIoUring`]: io_uring was asked for and cannot run here.
 pub fn choose(engine: Engine, probe: &Probe) -> Result<Chosen, StartError> {
-    decide(engine, missing(probe))
-}
-
-/// What io_uring lacks, if it lacks anything.
-fn missing(probe: &Probe) -> Option<String> {
-    probe.io_uring_lack().map(str::to_owned)
-}
-
-fn decide(engine: Engine, missing: Option<String>) -> Result<Chosen, StartError> {
-    let (driver, why) = match (engine, missing) {
+    let (driver, why) = match (engine, probe.io_uring_lack()) {
         (Engine::Epoll, _) => (Driver::Epoll, "asked for".to_owned()),
         (Engine::IoUring, None) => (Driver::IoUring, "asked for".to_owned()),
         (Engine::IoUring, Some(why)) => return Err(StartError::NoIoUring { why }),
@@ -88,9 +79,10 @@ mod tests {
     fn probe(lacks: &[Option<&str>]) -> Probe {
         let findings = lacks.iter().map(|lack| Finding {
             name: "io_uring_setup",
-            lack: lack.map(|message| Lack {
+            lack: lack.map(|what| Lack {
                 errno: Some(1),
-                message: message.to_owned(),
+                what: what.to_owned(),
+                fix: "boot 6.1".to_owned(),
             }),
         });
         Probe {
@@ -102,7 +94,7 @@ mod tests {
     #[test]
     fn every_engine_meets_every_kernel() {
         let all = probe(&[None, None]);
-        let some = probe(&[None, Some("no ACCEPT; boot 6.1"), Some("no RECV")]);
+        let some = probe(&[None, Some("no ACCEPT"), Some("no RECV")]);
         let because = |why: &str| format!("io_uring cannot run here: {why}");
         let (io_uring, epoll) = (Driver::IoUring, Driver::Epoll);
         let asked = || "asked for".to_owned();
@@ -117,7 +109,7 @@ mod tests {
             (&some, Engine::Epoll, Some((epoll, asked()))),
         ];
         for (probe, engine, expected) in table {
-            let found = decide(engine, missing(probe));
+            let found = choose(engine, probe);
             match (&found, &expected) {
                 (Ok(Chosen { driver, why }), Some((expected, because))) => {
                     assert_eq!((driver, why), (expected, because), "{engine:?}");
@@ -130,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_first_thing_missing_and_what_to_do() {
-        let some = probe(&[None, Some("no ACCEPT; boot 6.1"), Some("no RECV")]);
-        let error = decide(Engine::IoUring, missing(&some)).expect_err("refused");
+        let some = probe(&[None, Some("no ACCEPT"), Some("no RECV")]);
+        let error = choose(Engine::IoUring, &some).expect_err("refused");
         assert_eq!(
             error.to_string(),
             "cannot run the io_uring engine: no ACCEPT; boot 6.1; or use `--engine auto` or `--engine epoll`"
@@ -140,8 +132,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_tried_nothing_chooses_nothing() {
-        let untried = missing(&Probe::default());
-        let chosen = decide(Engine::Auto, untried).expect("epoll always runs");
+        let chosen = choose(Engine::Auto, &Probe::default()).expect("epoll always runs");
         assert_eq!(chosen.driver, Driver::Epoll);
     }
 }

@@ -32,15 +32,21 @@ const CAPABILITIES: [(&str, u32, &str); 5] = [
     ("CAP_BPF", 39, "nothing: this release does not use it"),
 ];
 
-/// Why something cannot be had.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why something cannot be had. Shown as one sentence without its full stop.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}; {fix}")]
 pub struct Lack {
     /// What the kernel said; `None` where it says no without an error, as of an operation that it
     /// does not know or a capability that this process does not hold.
     pub errno: Option<i32>,
-    /// What is missing, and how to get it: one sentence without its full stop.
-    pub message: String,
+    /// What is missing, and what is lost by that.
+    pub what: String,
+    /// How to get it, with the command to type where one will do.
+    pub fix: String,
 }
+
+/// What is missing and how to get it.
+type Said = (String, String);
 
 /// One thing that was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,13 +79,12 @@ impl Probe {
     }
 
     /// The first thing that the io_uring engine lacks; `None` if it can run.
-    pub fn io_uring_lack(&self) -> Option<&str> {
-        let lack = |finding: &'_ Finding| finding.lack.is_some();
-        match self.io_uring.iter().find(|finding| lack(finding)) {
-            Some(finding) => finding.lack.as_ref().map(|lack| lack.message.as_str()),
-            None if self.io_uring.is_empty() => Some("it was not tried"),
-            None => None,
+    pub fn io_uring_lack(&self) -> Option<String> {
+        if self.io_uring.is_empty() {
+            return Some("it was not tried".to_owned());
         }
+        let mut lacks = self.io_uring.iter().filter_map(|found| found.lack.as_ref());
+        lacks.next().map(Lack::to_string)
     }
 }
 
@@ -131,10 +136,7 @@ impl Host {
                 let each = trial::OPCODES.iter().zip(known);
                 findings.extend(each.map(|(&(name, _), &known)| Finding {
                     name,
-                    lack: (!known).then(|| Lack {
-                        errno: None,
-                        message: self.too_old(name, "6.1"),
-                    }),
+                    lack: (!known).then(|| lack(None, self.too_old(name, "6.1"))),
                 }));
             }
             Some(Err(errno)) => {
@@ -145,140 +147,138 @@ impl Host {
             None => {}
         }
         if let Some(buffers) = buffers {
-            findings.push(finding(
-                "IORING_REGISTER_PBUF_RING",
-                *buffers,
-                |errno| match errno {
-                    Errno::INVAL => self.too_old("IORING_REGISTER_PBUF_RING", "5.19"),
-                    errno => self.refused("io_uring_register", errno),
-                },
-            ));
+            let name = "IORING_REGISTER_PBUF_RING";
+            findings.push(finding(name, *buffers, |errno| match errno {
+                Errno::INVAL => self.too_old(name, "5.19"),
+                errno => self.refused("io_uring_register", errno),
+            }));
         }
         findings
     }
 
     fn of_the_rest(&self) -> Vec<Finding> {
+        let option = |name, lost: &str, since, result| {
+            finding(name, result, |errno| {
+                let (what, fix) = match errno {
+                    Errno::NOPROTOOPT => self.too_old(name, since),
+                    errno => self.refused("setsockopt", errno),
+                };
+                (format!("{lost}: {what}"), fix)
+            })
+        };
         let mut findings = vec![
             finding("splice", trial::splices(), |errno| {
-                let why = self.refused("splice", errno);
-                format!("bulk is copied, at a higher price: {why}")
+                let (what, fix) = self.refused("splice", errno);
+                (format!("bulk is copied: {what}"), fix)
             }),
             of_pipes(trial::pipe_size(PIPE)),
-            finding("UDP_SEGMENT", trial::cuts_datagrams(), |errno| {
-                self.no_option(
-                    "datagrams are sent one by one",
-                    "UDP_SEGMENT",
-                    "4.18",
-                    errno,
-                )
-            }),
-            finding("UDP_GRO", trial::joins_datagrams(), |errno| {
-                self.no_option("datagrams come one by one", "UDP_GRO", "5.0", errno)
-            }),
-            finding(
+            option(
+                "UDP_SEGMENT",
+                "datagrams are sent one by one",
+                "4.18",
+                trial::cuts_datagrams(),
+            ),
+            option(
+                "UDP_GRO",
+                "datagrams come one by one",
+                "5.0",
+                trial::joins_datagrams(),
+            ),
+            option(
                 "SO_ATTACH_REUSEPORT_CBPF",
+                "clients of affinity frontends are not kept on one worker",
+                "4.5",
                 trial::selects_sockets(),
-                |errno| {
-                    let lost = "clients of affinity frontends are not kept on one worker";
-                    self.no_option(lost, "SO_ATTACH_REUSEPORT_CBPF", "4.5", errno)
-                },
             ),
         ];
         findings.extend(CAPABILITIES.map(|(name, number, lost)| {
             let granted = self.capabilities >> number & 1 == 1;
+            let fix = format!("`setcap {}+ep /usr/local/bin/weir`", name.to_lowercase());
             Finding {
                 name,
-                lack: (!granted).then(|| Lack {
-                    errno: None,
-                    message: format!(
-                        "not granted; lost without it: {lost}; grant it with `setcap {}+ep /usr/local/bin/weir`",
-                        name.to_lowercase()
-                    ),
-                }),
+                lack: (!granted).then(|| lack(None, (format!("not granted: {lost}"), fix))),
             }
         }));
         findings
     }
 
-    fn no_ring(&self, errno: Errno) -> String {
-        match (errno, self.io_uring_disabled.as_deref()) {
-            (Errno::PERM, Some("2")) => {
-                "io_uring is turned off on this machine (kernel.io_uring_disabled is 2); turn it on with `sysctl -w kernel.io_uring_disabled=0`".to_owned()
-            }
-            (Errno::PERM, Some("1")) => {
-                "io_uring is kept for one group and CAP_SYS_ADMIN (kernel.io_uring_disabled is 1); put this user into the group that `sysctl kernel.io_uring_group` names, or open it to all with `sysctl -w kernel.io_uring_disabled=0`".to_owned()
-            }
+    fn no_ring(&self, errno: Errno) -> Said {
+        let (what, fix) = match (errno, self.io_uring_disabled.as_deref()) {
+            (Errno::PERM, Some("2")) => (
+                "io_uring is turned off on this machine (kernel.io_uring_disabled is 2)",
+                "`sysctl -w kernel.io_uring_disabled=0`",
+            ),
+            (Errno::PERM, Some("1")) => (
+                "io_uring is kept for CAP_SYS_ADMIN and one group (kernel.io_uring_disabled is 1)",
+                "put this user into the group that `sysctl kernel.io_uring_group` names, or `sysctl -w kernel.io_uring_disabled=0`",
+            ),
             (Errno::INVAL, _) => {
-                self.too_old("IORING_SETUP_SINGLE_ISSUER and IORING_SETUP_DEFER_TASKRUN", "6.1")
+                let flags = "IORING_SETUP_SINGLE_ISSUER and IORING_SETUP_DEFER_TASKRUN";
+                return self.too_old(flags, "6.1");
             }
-            _ => self.refused("io_uring_setup", errno),
-        }
+            _ => return self.refused("io_uring_setup", errno),
+        };
+        (what.to_owned(), fix.to_owned())
     }
 
     /// A call that somebody or something forbids.
-    fn refused(&self, call: &str, errno: Errno) -> String {
-        let name = name(errno);
-        match errno {
-            Errno::PERM | Errno::ACCESS | Errno::NOSYS if self.confined => {
-                format!(
-                    "a seccomp filter forbids {call} ({name}); allow it in the profile of the container or service"
-                )
-            }
-            Errno::NOSYS => {
-                let kernel = &self.kernel;
-                format!(
-                    "kernel {kernel} has no {call} ({name}); boot one of 6.1 or later that was built with it"
-                )
-            }
-            Errno::PERM | Errno::ACCESS => {
-                format!(
-                    "something forbids {call} ({name}), and it is neither a sysctl nor seccomp; `journalctl -k` names the security module"
-                )
-            }
-            Errno::NOMEM => {
-                format!(
-                    "{call} finds no memory ({name}); raise the limit of locked memory (LimitMEMLOCK, ulimit -l) or of the memory cgroup"
-                )
-            }
-            Errno::MFILE | Errno::NFILE => {
-                format!(
-                    "{call} finds no descriptor ({name}); raise the limit of open files (LimitNOFILE, ulimit -n, fs.file-max)"
-                )
-            }
-            _ => format!("{call} failed with {name}; see its manual page, section 2"),
-        }
-    }
-
-    fn too_old(&self, what: &str, since: &str) -> String {
-        let kernel = &self.kernel;
-        format!("kernel {kernel} has no {what}; boot {since} or later")
-    }
-
-    fn no_option(&self, lost: &str, option: &str, since: &str, errno: Errno) -> String {
-        let why = match errno {
-            Errno::NOPROTOOPT => self.too_old(option, since),
-            errno => self.refused("setsockopt", errno),
+    fn refused(&self, call: &str, errno: Errno) -> Said {
+        let (name, kernel) = (name(errno), &self.kernel);
+        let (what, fix) = match errno {
+            Errno::PERM | Errno::ACCESS | Errno::NOSYS if self.confined => (
+                format!("a seccomp filter forbids {call} ({name})"),
+                "allow it in the profile of the container or service",
+            ),
+            Errno::NOSYS => (
+                format!("kernel {kernel} has no {call} ({name})"),
+                "boot one of 6.1 or later that was built with it",
+            ),
+            Errno::PERM | Errno::ACCESS => (
+                format!("{call} is forbidden ({name}), by no sysctl and no seccomp filter"),
+                "`journalctl -k` names the security module",
+            ),
+            Errno::NOMEM => (
+                format!("{call} finds no memory ({name})"),
+                "raise the limit of locked memory (LimitMEMLOCK, ulimit -l) or of the memory cgroup",
+            ),
+            Errno::MFILE | Errno::NFILE => (
+                format!("{call} finds no descriptor ({name})"),
+                "raise the limit of open files (LimitNOFILE, ulimit -n, fs.file-max)",
+            ),
+            _ => (
+                format!("{call} failed with {name}"),
+                "see its manual page, section 2",
+            ),
         };
-        format!("{lost}: {why}")
+        (what, fix.to_owned())
+    }
+
+    fn too_old(&self, what: &str, since: &str) -> Said {
+        let kernel = &self.kernel;
+        (
+            format!("kernel {kernel} has no {what}"),
+            format!("boot {since} or later"),
+        )
     }
 }
 
 fn of_pipes(size: Result<usize, Errno>) -> Finding {
     let lack = match size {
         Ok(size) if size >= PIPE => None,
-        Ok(size) => Some(Lack {
-            errno: None,
-            message: format!(
-                "pipes stay at {size} of {PIPE} bytes, and bulk is copied; raise both with `sysctl -w fs.pipe-max-size=1048576 fs.pipe-user-pages-soft=0`, or grant CAP_SYS_RESOURCE"
+        Ok(size) => Some(lack(
+            None,
+            (
+                format!("bulk is copied: pipes stay at {size} of {PIPE} bytes"),
+                "`sysctl -w fs.pipe-max-size=1048576 fs.pipe-user-pages-soft=0`, or grant CAP_SYS_RESOURCE".to_owned(),
             ),
-        }),
-        Err(errno) => Some(Lack {
-            errno: Some(errno.raw_os_error()),
-            message: format!(
-                "no pipe ({}), and bulk is copied; raise the limit of open files (LimitNOFILE, ulimit -n)",
-                name(errno)
+        )),
+        Err(errno) => Some(lack(
+            Some(errno),
+            (
+                format!("bulk is copied: no pipe ({})", name(errno)),
+                "raise the limit of open files (LimitNOFILE, ulimit -n)".to_owned(),
             ),
-        }),
+        )),
     };
     Finding {
         name: "F_SETPIPE_SZ",
@@ -289,14 +289,19 @@ fn of_pipes(size: Result<usize, Errno>) -> Finding {
 fn finding(
     name: &'static str,
     result: Result<(), Errno>,
-    message: impl FnOnce(Errno) -> String,
+    said: impl FnOnce(Errno) -> Said,
 ) -> Finding {
     Finding {
         name,
-        lack: result.err().map(|errno| Lack {
-            errno: Some(errno.raw_os_error()),
-            message: message(errno),
-        }),
+        lack: result.err().map(|errno| lack(Some(errno), said(errno))),
+    }
+}
+
+fn lack(errno: Option<Errno>, (what, fix): Said) -> Lack {
+    Lack {
+        errno: errno.map(Errno::raw_os_error),
+        what,
+        fix,
     }
 }
 
@@ -364,12 +369,12 @@ mod tests {
         }
     }
 
-    fn lack(host: &Host, rings: &Rings) -> Option<String> {
+    fn missing(host: &Host, rings: &Rings) -> Option<String> {
         let probe = Probe {
             io_uring: host.of_rings(rings),
             optional: Vec::new(),
         };
-        probe.io_uring_lack().map(str::to_owned)
+        probe.io_uring_lack()
     }
 
     #[test]
@@ -404,7 +409,11 @@ mod tests {
                 Errno::NOSYS,
                 ["kernel 5.10.0 has no io_uring_setup (ENOSYS)", "6.1"],
             ),
-            (older(), Errno::PERM, ["something forbids", "journalctl -k"]),
+            (
+                older(),
+                Errno::PERM,
+                ["is forbidden (EPERM)", "journalctl -k"],
+            ),
             (
                 older(),
                 Errno::INVAL,
@@ -422,7 +431,7 @@ mod tests {
             ),
             (older(), Errno::IO, ["error 5", "manual page"]),
         ] {
-            let said = lack(&host, &refused(errno)).expect("refused");
+            let said = missing(&host, &refused(errno)).expect("refused");
             for part in parts {
                 assert!(said.contains(part), "{errno:?}: {said:?} lacks {part:?}");
             }
@@ -440,7 +449,7 @@ mod tests {
 
     #[test]
     fn everything_that_the_engine_needs_can_be_what_is_missing() {
-        assert_eq!(lack(&host(), &working()), None);
+        assert_eq!(missing(&host(), &working()), None);
         for (n, (name, _)) in trial::OPCODES.iter().enumerate() {
             let mut known = [true; trial::OPCODES.len()];
             known[n] = false;
@@ -449,20 +458,20 @@ mod tests {
                 opcodes,
                 ..working()
             };
-            let said = lack(&host(), &rings).expect("missing");
+            let said = missing(&host(), &rings).expect("missing");
             assert_eq!(
                 said,
                 format!("kernel 5.10.0 has no {name}; boot 6.1 or later")
             );
         }
         let enter = Some(Err(Errno::OPNOTSUPP));
-        let said = lack(&host(), &Rings { enter, ..working() });
+        let said = missing(&host(), &Rings { enter, ..working() });
         assert!(said.expect("missing").contains("EXT_ARG; boot 5.11"));
         let enter = Some(Err(Errno::PERM));
-        let said = lack(&confined(), &Rings { enter, ..working() });
+        let said = missing(&confined(), &Rings { enter, ..working() });
         assert!(said.expect("missing").contains("forbids io_uring_enter"));
         let opcodes = Some(Err(Errno::PERM));
-        let said = lack(
+        let said = missing(
             &confined(),
             &Rings {
                 opcodes,
@@ -471,7 +480,7 @@ mod tests {
         );
         assert!(said.expect("missing").contains("forbids io_uring_register"));
         let buffers = Some(Err(Errno::INVAL));
-        let said = lack(
+        let said = missing(
             &host(),
             &Rings {
                 buffers,
@@ -486,7 +495,7 @@ mod tests {
         assert_eq!(of_pipes(Ok(PIPE)).lack, None);
         assert_eq!(of_pipes(Ok(2 * PIPE)).lack, None);
         let lack = of_pipes(Ok(4_096)).lack.expect("too small");
-        assert!(lack.message.contains("4096 of 262144"), "{}", lack.message);
+        assert!(lack.what.contains("4096 of 262144"), "{lack}");
         let lack = of_pipes(Err(Errno::MFILE)).lack.expect("none");
         assert_eq!(lack.errno, Some(libc::EMFILE));
     }
@@ -510,7 +519,7 @@ mod tests {
         assert!(!probe.io_uring.is_empty());
         assert!(probe.optional.iter().all(|finding| {
             let lack = finding.lack.as_ref();
-            lack.is_none_or(|lack| !lack.message.is_empty())
+            lack.is_none_or(|lack| !lack.what.is_empty() && !lack.fix.is_empty())
         }));
     }
 }

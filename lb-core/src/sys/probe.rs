@@ -5,7 +5,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
@@ -16,6 +16,7 @@ use rustix::pipe::{
 };
 
 use super::filter;
+use super::udp::set_int;
 
 /// Every operation that the io_uring engine submits, by its name in io_uring_enter(2).
 pub(crate) const OPCODES: [(&str, u8); 10] = [
@@ -143,47 +144,24 @@ pub(crate) fn pipe_size(bytes: usize) -> Result<usize, Errno> {
 
 /// One send that the kernel cuts into datagrams (UDP_SEGMENT, Linux 4.18).
 pub(crate) fn cuts_datagrams() -> Result<(), Errno> {
-    set(udp()?.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 1_200)
+    set_int(datagram()?.as_fd(), libc::SOL_UDP, libc::UDP_SEGMENT, 1_200)
 }
 
 /// Datagrams of one flow that come joined (UDP_GRO, Linux 5.0).
 pub(crate) fn joins_datagrams() -> Result<(), Errno> {
-    set(udp()?.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
+    set_int(datagram()?.as_fd(), libc::SOL_UDP, libc::UDP_GRO, 1)
 }
 
 /// A classic BPF program that chooses among the sockets of a port (Linux 4.5).
 pub(crate) fn selects_sockets() -> Result<(), Errno> {
-    let socket = udp()?;
+    let socket = datagram()?;
     sockopt::set_socket_reuseport(&socket, true)?;
     filter::attach_source_selector(socket.as_fd(), false, 2, 0)
 }
 
-fn udp() -> Result<OwnedFd, Errno> {
+fn datagram() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC;
     socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)
-}
-
-fn set(
-    socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: libc::c_int,
-) -> Result<(), Errno> {
-    // SAFETY: the descriptor is open for the life of the borrow; the option value is a c_int of
-    // this frame, its size is passed along, and the kernel keeps no pointer to it.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of_val(&value) as libc::socklen_t,
-        )
-    };
-    match result {
-        0 => Ok(()),
-        _ => Err(errno(&io::Error::last_os_error())),
-    }
 }
 
 /// The number in an error that a system call gave.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 
 use super::descriptors::Descriptors;
 use super::pipes::{self, Pipes};
+use super::sources::Sources;
 use super::token::Token;
 use crate::balance::HashKey;
 use crate::plane::Limits;
@@ -43,6 +44,8 @@ pub(crate) struct Cx {
     pub(crate) pin_key: HashKey,
     /// What the process allows itself.
     pub(crate) limits: Rc<Limits>,
+    /// Where backends are dialled from.
+    pub(crate) sources: Sources,
     /// New work is refused: the live is finished.
     pub(crate) draining: bool,
 }
@@ -69,6 +72,7 @@ impl Cx {
             rng,
             scratch: vec![0; SCRATCH].into(),
             hash_key,
+            sources: Sources::new(&limits.source_addresses),
             limits,
             draining: false,
         }

@@ -24,6 +24,7 @@ mod ports;
 mod report;
 mod ring;
 mod session;
+mod sources;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use rustix::io::Errno;
 
 use super::runs::{Piece, Run, Runs};
+use super::upstream::Pace;
 use super::{Driver, SendError, Upstream};
 use crate::flow::{Admission, FlowId, Refusal, Verdict};
 use crate::stats::{CloseReason, ConnectError, DropReason};
@@ -171,7 +172,7 @@ impl Driver {
                         local: Rc::clone(local),
                         largest_out: self.largest,
                         largest_back: self.largest,
-                        joins: false,
+                        pace: Pace::default(),
                     });
                 }
                 Err(Errno::MFILE | Errno::NFILE) => return Err(DropReason::DescriptorLimit),
@@ -197,11 +198,12 @@ impl Driver {
 
     /// As [`udp::connect`]; out of descriptors or ports, the oldest unanswered flow gives its own.
     fn connect(&mut self, cx: &mut Cx, backend: SocketAddr) -> Result<OwnedFd, Errno> {
-        match udp::connect(backend) {
+        let random = cx.rng.next();
+        match udp::connect(backend, cx.sources.order(backend, random)) {
             Err(Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::ADDRNOTAVAIL)
                 if self.shed(cx) =>
             {
-                udp::connect(backend)
+                udp::connect(backend, cx.sources.order(backend, random))
             }
             result => result,
         }
@@ -280,7 +282,7 @@ impl Driver {
                         Some(copy) if moved => self.send_copy(cx, flow, &copy),
                         _ => self.count_lost(flow),
                     }
-                    if moved && run.count > 1 && !self.flows.has_sent(flow) {
+                    if run.count > 1 && !self.flows.has_sent(flow) {
                         return Err(NotSent::Apart);
                     }
                 }
@@ -340,9 +342,5 @@ impl Driver {
 }
 
 fn watch(cx: &Cx, flow: FlowId, socket: &OwnedFd) -> Result<(), Errno> {
-    cx.watch(
-        socket.as_fd(),
-        Token::new(Kind::Flow, flow),
-        Interest::DATAGRAMS,
-    )
+    cx.watch(socket.as_fd(), Token::new(Kind::Flow, flow), Interest::READ)
 }
