@@ -171,7 +171,7 @@ fn r7_a_flood_of_idle_connections_costs_little_and_is_reaped() {
         all.collect::<Result<Vec<_>, _>>().unwrap()
     });
     let before = weir.proc_status("VmRSS:");
-    let count = long(6_000, 9_000) as u32;
+    let count = long(6_000, 8_000) as u32;
     let idle = lab.client.run(move || {
         let all = (0..count).map(|_| dial(vip).map(Socket::from).and_then(greeting));
         all.collect::<Result<Vec<_>, _>>().unwrap()

@@ -7,7 +7,8 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use support::machine::{Settings, engines};
@@ -53,22 +54,43 @@ impl Ways {
     }
 }
 
-/// The whole of it: every order and size over each way, then large and mixed streams.
+/// How bulk is moved.
+enum Moves {
+    Spliced,
+    Copied,
+    /// As it comes.
+    Either,
+}
+
+/// The whole of it: every order and size over each way, then single bytes and mixed streams.
 #[track_caller]
-fn everything(lab: &Lab, weir: &Weir) {
+fn everything(lab: &Lab, weir: &Weir, moves: Moves) {
     println!("engine: {}", weir.engine());
     let ways = Ways::open(lab, weir);
+    // Spare pipes stay for a moment.
+    let mut pipes = 0.0;
+    let mut then_look = |vips: &[(SocketAddr, &Peer)], plans| {
+        play(&lab.client, vips, plans, 6);
+        pipes = weir.metric("weir_worker_pipe_descriptors", &[]).max(pipes);
+    };
     for n in 0..4 {
         let id = 1 + n as u64 * 10_000;
         let plans = every_order(id, &Close::ALL, &AWKWARD, Writes::Large);
-        play(&lab.client, &ways.one(n), plans, 6);
+        then_look(&ways.one(n), plans);
     }
     let small = [0, 1, 700, 16_385];
     let plans = every_order(50_001, &Close::ALL, &small, Writes::Single);
-    play(&lab.client, &ways.all(), plans, 6);
+    then_look(&ways.all(), plans);
     let mixed = [900_001, 2_500_000];
     let plans = every_order(60_001, &Close::ALL, &mixed, Writes::Mixed);
-    play(&lab.client, &ways.all(), plans, 6);
+    then_look(&ways.all(), plans);
+    let copied = weir.metric("weir_worker_bulk_copied_total", &[]);
+    println!("ends of pipes: {pipes}; copied for want of a pipe: {copied}");
+    match moves {
+        Moves::Spliced => assert!(pipes > 0.0 && copied == 0.0, "bulk was not spliced"),
+        Moves::Copied => assert!(pipes == 0.0 && copied > 0.0, "bulk was not copied"),
+        Moves::Either => {}
+    }
     nothing_lives(weir);
 }
 
@@ -88,7 +110,7 @@ fn t1_t3_t4_t8_every_close_order_at_awkward_sizes_on_every_family() {
     }
     let lab = Lab::new();
     let weir = Weir::start(&lab);
-    everything(&lab, &weir);
+    everything(&lab, &weir, Moves::Spliced);
 }
 
 #[test]
@@ -154,7 +176,7 @@ fn t8_directions_turn_bulk_and_back_between_messages() {
             }
         }
         writer.flush().unwrap();
-        client.shutdown(std::net::Shutdown::Write).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "the end");
     }
     nothing_lives(&weir);
@@ -170,7 +192,7 @@ fn r4_without_pipes_the_same_bytes_arrive() {
     let weir = Weir::prepare().pools().unprivileged(USER).launch(&lab.lb);
     let limit = Settings::change(&[("fs/pipe-user-pages-hard", "1")]);
     assert!(is_refused_pipes(USER), "the limit is not in force");
-    everything(&lab, &weir);
+    everything(&lab, &weir, Moves::Copied);
     drop(limit);
 }
 
@@ -181,12 +203,12 @@ fn r4_with_shrunken_pipes_the_same_bytes_arrive() {
         return;
     }
     let lab = Lab::new();
-    let limit = Settings::change(&[("fs/pipe-user-pages-soft", "64")]);
+    let limit = Settings::change(&[("fs/pipe-user-pages-soft", "8")]);
     let weir = Weir::prepare()
         .pools()
         .unprivileged(USER + 1)
         .launch(&lab.lb);
-    everything(&lab, &weir);
+    everything(&lab, &weir, Moves::Copied);
     drop(limit);
 }
 
@@ -216,7 +238,8 @@ fn r8_tiny_rings_and_few_buffers_lose_nothing() {
         .args(["--workers", "1"])
         .env("WEIR_TEST_RING", "8,4")
         .launch(&lab.lb);
-    everything(&lab, &weir);
+    everything(&lab, &weir, Moves::Either);
+    weir.ring_ran_full();
 }
 
 /// Every engine of this build that can run here does, under its own name, and says so.
@@ -232,6 +255,8 @@ fn r9_every_engine_serves_and_says_its_name() {
             .args(["--engine", &engine])
             .launch(&lab.lb);
         assert_eq!(weir.engine(), engine);
+        let rings = weir.open("anon_inode:[io_uring]");
+        assert_eq!(rings > 0, engine == "io_uring", "{rings} rings");
         let ways = Ways::open(&lab, &weir);
         let plans = every_order(1, &Close::ALL, &[0, 1, 65_537, 300_000], Writes::Large);
         play(&lab.client, &ways.all(), plans, 6);
@@ -269,4 +294,111 @@ fn r9_where_io_uring_is_forbidden_epoll_serves() {
     assert!(!status.success());
     let log = insists.log();
     assert!(log.contains("io_uring") && log.contains("epoll"), "{log}");
+}
+
+/// What a relay does wrong.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    None,
+    ChangesAByte,
+    LosesTheTail,
+    RepeatsAChunk,
+    EndsResetsByFin,
+    HoldsBackTheFin,
+}
+
+/// One direction of a wrong relay.
+fn relay(mut from: TcpStream, mut to: TcpStream, fault: Fault) {
+    let mut buffer = vec![0; 16_384];
+    let mut total = 0;
+    let mut held: Option<Vec<u8>> = None;
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
+                if matches!(fault, Fault::ChangesAByte) && (total..total + n).contains(&50_000) {
+                    buffer[50_000 - total] ^= 1;
+                }
+                total += n;
+                let chunk = buffer[..n].to_vec();
+                if matches!(fault, Fault::LosesTheTail) {
+                    // Always a chunk behind.
+                    let Some(chunk) = held.replace(chunk) else {
+                        continue;
+                    };
+                    let _ = to.write_all(&chunk);
+                    continue;
+                }
+                let times = if matches!(fault, Fault::RepeatsAChunk) && total > 50_000 {
+                    2
+                } else {
+                    1
+                };
+                (0..times).for_each(|_| drop(to.write_all(&chunk)));
+            }
+            Err(_) if matches!(fault, Fault::EndsResetsByFin) => break,
+            Err(_) => {
+                traffic::reset(to.try_clone().unwrap());
+                let _ = to.shutdown(Shutdown::Both);
+                return;
+            }
+        }
+    }
+    if let Some(mut tail) = held {
+        tail.pop();
+        let _ = to.write_all(&tail);
+    }
+    if !matches!(fault, Fault::HoldsBackTheFin) {
+        let _ = to.shutdown(Shutdown::Write);
+    } else {
+        std::thread::sleep(Duration::from_secs(6));
+        let _ = to.shutdown(Shutdown::Both);
+    }
+}
+
+/// Whatever a proxy can do wrong here, the streams of this file notice.
+#[test]
+fn the_streams_notice_every_kind_of_fault() {
+    if skip("streams notice") {
+        return;
+    }
+    let lab = Lab::new();
+    let peer = Peer::serve(&lab.server, pod(false, 0), 9_000);
+    let faults = [
+        Fault::None,
+        Fault::ChangesAByte,
+        Fault::LosesTheTail,
+        Fault::RepeatsAChunk,
+        Fault::EndsResetsByFin,
+        Fault::HoldsBackTheFin,
+    ];
+    for (n, fault) in faults.into_iter().enumerate() {
+        let address: SocketAddr = format!("10.1.0.1:{}", 9_100 + n).parse().unwrap();
+        let listener = lab.lb.run(move || TcpListener::bind(address).unwrap());
+        let upstream = peer.pod.address;
+        lab.lb.spawn(move || {
+            while let Ok((client, _)) = listener.accept() {
+                let server = TcpStream::connect(upstream).unwrap();
+                let (a, b) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || relay(a, b, fault));
+                std::thread::spawn(move || relay(server, client, fault));
+            }
+        });
+        let close = match fault {
+            Fault::EndsResetsByFin => Close::ResetByServer,
+            _ => Close::ClientFirst,
+        };
+        let plan = Plan {
+            id: n as u64 + 1,
+            up: 200_000,
+            down: 300_000,
+            close,
+            writes: Writes::Large,
+        };
+        let (vips, patience) = ([(address, &peer)], Duration::from_secs(4));
+        let played = catch_unwind(AssertUnwindSafe(|| {
+            play_within(&lab.client, &vips, vec![plan], 1, patience);
+        }));
+        assert_eq!(played.is_ok(), matches!(fault, Fault::None), "{fault:?}");
+    }
 }

@@ -363,7 +363,7 @@ impl Peer {
         let (told, namespace) = (outcomes.clone(), net.name.clone());
         let pod = TcpPod::serve(net, address, port, move |mut stream| {
             enter(&namespace);
-            deadlines(&stream);
+            deadlines(&stream, PATIENCE);
             let mut head = [0; HEAD];
             if stream.read_exact(&mut head).is_err() {
                 return;
@@ -387,11 +387,12 @@ impl Peer {
     }
 }
 
-fn deadlines(stream: &TcpStream) {
-    // Between two bytes; more than any retransmission here takes.
-    let patience = Some(Duration::from_secs(30));
-    stream.set_read_timeout(patience).unwrap();
-    stream.set_write_timeout(patience).unwrap();
+/// Between two bytes; more than any retransmission here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn deadlines(stream: &TcpStream, patience: Duration) {
+    stream.set_read_timeout(Some(patience)).unwrap();
+    stream.set_write_timeout(Some(patience)).unwrap();
     let _ = stream.set_nodelay(true);
 }
 
@@ -399,6 +400,18 @@ fn deadlines(stream: &TcpStream) {
 /// one of the addresses in turn; fails with every stream that was not exactly as it should be.
 #[track_caller]
 pub fn play(client: &Net, vips: &[(SocketAddr, &Peer)], plans: Vec<Plan>, at_once: usize) {
+    play_within(client, vips, plans, at_once, PATIENCE);
+}
+
+/// As [`play`], where clients wait no longer than `patience` for a byte.
+#[track_caller]
+pub fn play_within(
+    client: &Net,
+    vips: &[(SocketAddr, &Peer)],
+    plans: Vec<Plan>,
+    at_once: usize,
+    patience: Duration,
+) {
     let count = plans.len();
     let addresses: Vec<SocketAddr> = vips.iter().map(|(address, _)| *address).collect();
     let waiting: Arc<Mutex<VecDeque<(usize, Plan)>>> =
@@ -414,7 +427,7 @@ pub fn play(client: &Net, vips: &[(SocketAddr, &Peer)], plans: Vec<Plan>, at_onc
                     };
                     let at = n % addresses.len();
                     let outcome = dial(addresses[at]).and_then(|mut stream| {
-                        deadlines(&stream);
+                        deadlines(&stream, patience);
                         stream.write_all(&plan.head())?;
                         if plan.close == Close::ResetByClient {
                             stream.read_exact(&mut [0])?;

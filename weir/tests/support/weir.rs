@@ -231,34 +231,52 @@ impl Weir {
             .sum()
     }
 
-    /// Waits until every gauge of things that connections and flows hold is at zero; spare pipes
-    /// apart, of which a worker keeps some.
+    /// Waits until every gauge of things that connections and flows hold is at zero, and no pipe is
+    /// open that was not before: spare ones are closed when nobody has needed them for a while.
     #[track_caller]
     pub fn nothing_in_use(&self) {
-        // Two ends of 16 pipes for each of two workers.
-        let spare = self.pipe_ends().saturating_sub(self.own_pipes) as f64;
-        assert!(spare <= 64.0, "{spare} ends of pipes are kept");
+        const HELD: [&str; 4] = [
+            "weir_worker_descriptors",
+            "weir_worker_pipe_descriptors",
+            "weir_worker_copy_bytes",
+            "weir_worker_ring_buffers",
+        ];
         let held = || {
             let (_, text) = self.get("/metrics");
             let held = text.lines().filter(|line| {
                 let name = line.split(['{', ' ']).next().unwrap_or_default();
-                let ends = ["_active", "_in_use", "_in_flight"];
-                let is_held =
-                    ends.iter().any(|end| name.ends_with(end)) || name == "weir_worker_copy_bytes";
+                let mut ends = ["_active", "_in_use", "_in_flight"].iter();
+                let is_held = ends.any(|end| name.ends_with(end)) || HELD.contains(&name);
                 is_held && !line.ends_with(" 0")
             });
             let mut held: Vec<String> = held.map(str::to_owned).collect();
-            if self.metric("weir_worker_pipe_descriptors", &[]) != spare {
-                held.push(format!("{spare} ends of pipes, not all counted"));
+            let pipes = self.pipe_ends();
+            if pipes > self.own_pipes {
+                held.push(format!("{pipes} ends of pipes, {} before", self.own_pipes));
             }
             held
         };
-        let deadline = std::time::Instant::now() + SOON;
+        let deadline = std::time::Instant::now() + Duration::from_secs(15);
         while !held().is_empty() {
             let now = std::time::Instant::now();
             assert!(now < deadline, "still held: {:#?}", held());
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Asserts that a ring made tiny ran full: submissions, completions or buffers. Without a ring
+    /// there is nothing to assert.
+    #[track_caller]
+    pub fn ring_ran_full(&self) {
+        if self.engine() != "io_uring" {
+            return;
+        }
+        let count = |what| self.metric(&format!("weir_worker_ring_{what}_total"), &[]);
+        let [full, overflows, starved] = ["full", "overflows", "no_buffers"].map(count);
+        println!(
+            "full {full} times, overflowed {overflows} times, without a buffer {starved} times"
+        );
+        assert!(full + overflows + starved > 0.0, "the ring was not tiny");
     }
 
     /// Everything it has logged.
@@ -321,13 +339,18 @@ impl Weir {
             .count()
     }
 
-    /// How many of them are pipes' ends.
-    pub fn pipe_ends(&self) -> usize {
+    /// How many of them are of this kind, as /proc names it.
+    pub fn open(&self, kind: &str) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .unwrap()
             .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-            .filter(|target| target.to_string_lossy().starts_with("pipe:"))
+            .filter(|target| target.to_string_lossy().starts_with(kind))
             .count()
+    }
+
+    /// How many of them are pipes' ends.
+    pub fn pipe_ends(&self) -> usize {
+        self.open("pipe:")
     }
 
     /// The engine that runs.
