@@ -13,6 +13,7 @@ use arc_swap::{ArcSwap, Cache};
 
 use super::cx::Cx;
 use super::descriptors::Descriptors;
+use super::handshake::heed;
 use super::listener::Listeners;
 use super::tcp::Tcp;
 use super::token::{Kind, Token};
@@ -137,18 +138,18 @@ impl Worker {
 
     /// Turns until told to stop.
     pub(crate) fn run(mut self) {
-        while !self.shared.stop.load(Ordering::Acquire) {
-            self.wait();
-            self.turn();
+        let shared = Arc::clone(&self.shared);
+        while !shared.stop.load(Ordering::Acquire) {
+            let rang = self.wait();
+            heed(&shared.wakes[self.index], rang, || self.turn());
         }
         self.drivers.cut(&mut self.cx);
     }
 
-    /// Sleeps until there is something to do, then drains the wake, if it rang: before the table
-    /// is loaded, never after.
-    fn wait(&mut self) {
+    /// Sleeps until there is something to do; whether the wake rang.
+    fn wait(&mut self) -> bool {
         if self.next_event < self.events.len() {
-            return;
+            return false;
         }
         let now = clock::now();
         let timer = self
@@ -166,12 +167,9 @@ impl Worker {
             panic!("epoll_wait: {errno}");
         }
         let wake = Token::single(Kind::Wake).bits();
-        let rang = (0..self.events.len())
+        (0..self.events.len())
             .filter_map(|i| self.events.at(i))
-            .any(|(bits, _)| bits == wake);
-        if rang {
-            self.shared.wakes[self.index].drain();
-        }
+            .any(|(bits, _)| bits == wake)
     }
 
     fn turn(&mut self) {
