@@ -5,12 +5,16 @@ SHELL := /bin/bash
 CARGO ?= cargo
 # How long each open-ended test of `make soak` goes on, in seconds.
 SOAK ?= 120
+# How long each target of `make fuzz` goes on, in seconds.
+FUZZ_SECONDS ?= 60
+# The pure parts and the unsafe ones that make no system call.
+MIRI ?= slab:: timer:: affinity:: table::radix conn:: flow:: uring::slab uring::buffers
 
 # TESTS, PEERS, MODE, ROUNDS and WEIR reach the bench by its environment. The results of a full run
 # are committed, those of a selection are not.
 BENCH_OUT ?= $(if $(TESTS)$(PEERS)$(MODE)$(ROUNDS),target/bench,benches/results)
 
-.PHONY: help demo test check bench bench-quick micro soak fmt setup-build setup-test setup-bench
+.PHONY: help demo test check bench bench-quick micro soak fuzz miri loom fmt setup-build setup-test setup-bench setup-nightly
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +44,23 @@ micro: setup-build ## run the micro benches (TESTS=filter selects)
 soak: setup-build setup-test ## the long forms of the tests: minutes to an hour, before a release
 	@WEIR_SOAK=$(SOAK) weir/tests/run.sh --release --workspace -- --include-ignored
 
+fuzz: setup-build setup-nightly ## fuzz conn, flow and the manifests, FUZZ_SECONDS each (nightly)
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	cd lb-core/fuzz && for target in conn flow; do $(call fuzz,$$target) || exit 1; done
+	cd controlplane/fuzz && $(call fuzz,manifest) -dict=manifest.dict
+
+# What is found goes to corpus/, which is not committed; what is worth keeping to seeds/, by hand.
+# No address sanitizer: there is no unsafe code in what is played.
+fuzz = mkdir -p corpus/$(1) && $(CARGO) +nightly fuzz run --fuzz-dir . -s none $(1) corpus/$(1) seeds/$(1) \
+  -- -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -timeout=20 -print_final_stats=1
+
+miri: setup-build setup-nightly ## the pure cores, slab and buffers under Miri (nightly; minutes)
+	rustup component add miri rust-src --toolchain nightly
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=4 $(CARGO) +nightly miri test --locked -p lb-core --lib -- $(MIRI)
+
+loom: setup-build ## every interleaving of publish and wake, by a model checker
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --target-dir target/loom -p lb-core --lib handshake
+
 fmt: ## format the code
 	$(CARGO) fmt --all
 
@@ -62,3 +83,6 @@ setup-bench:
 bench-build:
 	@[ -n "$(WEIR)" ] || $(CARGO) build --release --locked -p weir
 	@$(CARGO) build --release --locked -p benches --bin lab
+
+setup-nightly:
+	@rustup toolchain list | grep -q ^nightly || rustup toolchain install nightly --profile minimal

@@ -99,7 +99,7 @@ pub fn replay(name: &str, mut play: impl FnMut(&[u8])) {
         .join(name);
     let files = fs::read_dir(&directory).expect("the fuzzer's seeds are there");
     let mut played = 0;
-    for file in files {
+    for file in files.take(if cfg!(miri) { 3 } else { usize::MAX }) {
         let path = file.expect("a file of it").path();
         let bytes = fs::read(&path).expect("it can be read");
         let told = OnPanic(|| eprintln!("while it played {}", path.display()));

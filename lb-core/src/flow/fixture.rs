@@ -53,7 +53,3 @@ pub(super) fn rules() -> Fixed {
         },
     }
 }
-
-pub(super) fn secs(s: u64) -> Time {
-    Time::from_micros(s * 1_000_000)
-}

@@ -3,8 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::fixture::{Fixed, backend, client, rules, secs};
+use super::fixture::{Fixed, backend, client, rules};
 use super::*;
+
+fn secs(s: u64) -> Time {
+    Time::from_micros(s * 1_000_000)
+}
 
 fn small() -> Limits {
     Limits {

@@ -88,7 +88,7 @@ impl Kernel {
             active: Vec::new(),
             posted: Default::default(),
             buffers: 1 + chance.below(8),
-            buffer_size: [512, 4_096, 16_384, 65_536][chance.below(4) as usize],
+            buffer_size: [256, 1_024, 4_096, 16_384][chance.below(4) as usize],
         }
     }
 

@@ -64,7 +64,7 @@ impl Socket {
         };
         Socket {
             ending,
-            to_come: chance.below(4) * chance.below(100_000),
+            to_come: chance.below(4) * chance.below(100_000) / 4,
             queue: 0,
             fin_arrived: false,
             error: None,
@@ -74,7 +74,7 @@ impl Socket {
             read: 0,
             unacked: 0,
             written: 0,
-            room: 1 + chance.below(100_000),
+            room: 1 + chance.below(100_000) / 4,
             fin_sent: false,
             stalled: chance.percent(5),
         }
