@@ -203,8 +203,9 @@ fn one(
         Err(error) => {
             // Asked to end: the caller takes everything down.
             bench.stop.sleep(Duration::ZERO)?;
-            eprintln!("{head} failed: {error:#}");
-            measured.failures.push(format!("round {round}: {error:#}"));
+            let error = format!("{error:#}").replace('\n', "; ");
+            eprintln!("{head} failed: {error}");
+            measured.failures.push(format!("round {round}: {error}"));
         }
     }
     Ok(())

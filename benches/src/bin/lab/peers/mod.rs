@@ -165,7 +165,7 @@ impl Variant {
                 dir.path(),
             )?),
             Kind::HaproxySplice => {
-                let options = "option splice-auto";
+                let options = "option splice-request\n    option splice-response";
                 Some(haproxy::command(
                     self.program("haproxy"),
                     options,
