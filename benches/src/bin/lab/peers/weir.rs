@@ -29,7 +29,7 @@ pub fn available(kind: Kind, program: &Path) -> Result<String, String> {
     let version = super::version(program, &["--version"])?;
     let said = starts(kind, program).map_err(|error| format!("{error:#}"))?;
     match said {
-        None => Ok(version),
+        None => Ok(format!("{version} ({})", program.display())),
         Some(said) => Err(format!("{} says: {said}", program.display())),
     }
 }
