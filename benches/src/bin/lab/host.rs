@@ -2,11 +2,14 @@
 
 use std::fs::{self, File};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+
+use crate::stop::Stop;
 
 /// What stands beside every table.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,11 +64,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub fn apply() -> Result<Settings> {
+    /// Waits for its turn, then sets them.
+    pub fn apply(stop: &Stop) -> Result<Settings> {
         raise_nofile();
-        let lock = File::create(LOCK).with_context(|| format!("cannot make {LOCK}"))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .context("another bench is running on this machine")?;
+        let lock = lock(stop)?;
         let mut settings = Settings {
             before: Vec::new(),
             _lock: lock,
@@ -112,6 +114,20 @@ impl Drop for Settings {
             let _ = fs::write(path, value.trim());
         }
     }
+}
+
+/// Two runs at once would measure each other: the second waits.
+fn lock(stop: &Stop) -> Result<File> {
+    let lock = File::create(LOCK).with_context(|| format!("cannot make {LOCK}"))?;
+    let mut said = false;
+    while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !said {
+            eprintln!("another bench is running on this machine: waiting for its end");
+            said = true;
+        }
+        stop.sleep(Duration::from_millis(200))?;
+    }
+    Ok(lock)
 }
 
 /// The load needs two descriptors for each idle connection.

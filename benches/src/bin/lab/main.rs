@@ -63,7 +63,13 @@ fn lab() -> Result<ExitCode> {
     report::write(&report, &text, &args.out)?;
     plot::write(&report, &args.out)?;
     if let Some(readme) = &args.readme {
-        report::into_readme(readme, &text)?;
+        let pictures: String = report
+            .tables
+            .iter()
+            .map(|table| table.mode.name())
+            .map(|mode| format!("![{mode}](results/{mode}.svg)\n"))
+            .collect();
+        report::into_readme(readme, &format!("{pictures}\n{text}"))?;
     }
     Ok(code)
 }

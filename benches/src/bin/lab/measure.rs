@@ -28,6 +28,9 @@ const START: Duration = Duration::from_secs(60);
 /// How long idle connections may take to be made.
 const OPEN: Duration = Duration::from_secs(30);
 
+/// How long the command of --during may take to end.
+const PROFILER: Duration = Duration::from_secs(20);
+
 /// What one measurement found. Counts are of the measured time alone.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Sample {
@@ -102,7 +105,25 @@ impl Bench<'_> {
                 running.log()
             );
         }
-        load.finish().map(drop)
+        load.finish()?;
+        if row.services > 1 {
+            self.wait_until_it_rests(running, deadline)?;
+        }
+        Ok(())
+    }
+
+    /// A large table is not done when the last listener is open: status, log, memory given back.
+    fn wait_until_it_rests(&self, running: &Running, deadline: Instant) -> Result<()> {
+        let Some(pid) = running.pid() else {
+            return Ok(());
+        };
+        let mut last = None;
+        while last != Some(memory::ticks(pid)) {
+            last = Some(memory::ticks(pid));
+            self.stop.sleep(Duration::from_millis(500))?;
+            ensure!(Instant::now() < deadline, "it is busy after {START:?}");
+        }
+        Ok(())
     }
 
     fn load(
@@ -189,6 +210,11 @@ fn end_during(child: Option<Child>) {
     if let Some(pid) = rustix::process::Pid::from_raw(child.id() as i32) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
     }
+    let deadline = Instant::now() + PROFILER;
+    while matches!(child.try_wait(), Ok(None)) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
     let _ = child.wait();
 }
 

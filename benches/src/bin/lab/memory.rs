@@ -1,4 +1,4 @@
-//! What processes hold: their proportional share of memory.
+//! What processes hold, and whether they work: proc(5).
 
 use std::fs;
 
@@ -11,6 +11,19 @@ pub fn pss(pid: Option<u32>) -> u64 {
             .map(|text| pss_of(&text))
             .sum()
     })
+}
+
+/// CPU time of `pid` and all its threads so far, in clock ticks.
+pub fn ticks(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    ticks_of(&text)
+}
+
+fn ticks_of(stat: &str) -> u64 {
+    // utime and stime are the 14th and 15th field, the third stands after the name.
+    let rest = stat.rsplit(')').next().unwrap_or_default();
+    let times = rest.split_whitespace().skip(11).take(2);
+    times.filter_map(|word| word.parse::<u64>().ok()).sum()
 }
 
 fn pss_of(rollup: &str) -> u64 {
@@ -56,6 +69,13 @@ mod tests {
         let text = "Rss:  9 kB\nPss:                1234 kB\nPss_Dirty: 1 kB\n";
         assert_eq!(pss_of(text), 1234 << 10);
         assert_eq!(pss_of(""), 0);
+    }
+
+    #[test]
+    fn times_are_found_behind_any_name() {
+        let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 13 14";
+        assert_eq!(ticks_of(stat), 42);
+        assert_eq!(ticks_of(""), 0);
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn draw(report: &Report, table: &Table, path: &Path) -> Result<(), Box<dyn std::
         machine.kernel,
         machine.date
     );
-    root.draw(&Text::new(head, (10, 10), ("sans-serif", 14)))?;
+    root.draw(&Text::new(head, (10, 10), ("sans-serif", 16)))?;
     let (_, body) = root.split_vertically(HEAD);
     for ((row, measured), area) in panels.iter().zip(body.split_evenly((lines, COLUMNS))) {
         bars(report, row, measured, &area)?;
@@ -85,13 +85,13 @@ fn bars(
         ", less is better"
     };
     let title = format!("{}, {}{better}", row.what, row.metric.unit());
-    area.draw(&Text::new(title, (10, 8), ("sans-serif", 13)))?;
+    area.draw(&Text::new(title, (10, 8), ("sans-serif", 15)))?;
     let most = report
         .variants
         .iter()
         .filter_map(|column| judge::spread(measured, &column.label, |s| s.value))
         .fold(0.0, |most, spread| f64::max(most, spread.high));
-    let right = ("sans-serif", 12)
+    let right = ("sans-serif", 14)
         .into_text_style(area)
         .pos(Pos::new(HPos::Right, VPos::Top));
     for (n, column) in report.variants.iter().enumerate() {
@@ -126,7 +126,7 @@ fn bars(
         area.draw(&Text::new(
             figure,
             (x(spread.high) + 5, y),
-            ("sans-serif", 12),
+            ("sans-serif", 14),
         ))?;
     }
     Ok(())

@@ -36,7 +36,9 @@ pub fn into_readme(path: &Path, text: &str) -> Result<()> {
         "{} needs two lines {MARK}",
         path.display()
     );
-    let text = format!("{}{MARK}\n\n{}\n{MARK}{}", parts[0], text.trim(), parts[2]);
+    // A level further down than where it stands alone.
+    let text = text.trim().replace("\n## ", "\n### ");
+    let text = format!("{}{MARK}\n\n{text}\n\n{MARK}{}", parts[0], parts[2]);
     std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
@@ -188,5 +190,28 @@ fn cell(measured: &Measured, label: &str, figure: impl Fn(&Sample) -> f64) -> St
         Some(Spread { median, low, high }) => {
             format!("{} ({}-{})", short(median), short(low), short(high))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_keeps_what_is_outside_its_marks() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("README.md");
+        std::fs::write(&path, format!("before\n{MARK}\nold\n{MARK}\nafter\n")).expect("written");
+        for text in ["first", "## second\n\n## third\n"] {
+            into_readme(&path, text).expect("two marks");
+        }
+        let document = std::fs::read_to_string(&path).expect("readable");
+        let between = "## second\n\n### third";
+        assert_eq!(
+            document,
+            format!("before\n{MARK}\n\n{between}\n\n{MARK}\nafter\n")
+        );
+        std::fs::write(&path, "no marks").expect("written");
+        assert!(into_readme(&path, "text").is_err());
     }
 }

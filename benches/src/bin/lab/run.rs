@@ -69,7 +69,7 @@ pub struct Measured {
 pub fn run(args: &Args, stop: &Stop) -> Result<Report> {
     crate::net::sweep();
     let machine = Machine::look();
-    let _settings = Settings::apply()?;
+    let _settings = Settings::apply(stop)?;
     let meter = Meter::start(2)?;
     let asked = if args.peers.is_empty() {
         peers::all()
@@ -203,8 +203,9 @@ fn one(
         Err(error) => {
             // Asked to end: the caller takes everything down.
             bench.stop.sleep(Duration::ZERO)?;
-            eprintln!("{head} failed: {error:#}");
-            measured.failures.push(format!("round {round}: {error:#}"));
+            let error = format!("{error:#}").replace('\n', "; ");
+            eprintln!("{head} failed: {error}");
+            measured.failures.push(format!("round {round}: {error}"));
         }
     }
     Ok(())

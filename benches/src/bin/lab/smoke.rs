@@ -17,7 +17,7 @@ fn requests_go_by_plain_routing_and_nothing_is_left_behind() {
         return;
     }
     let begun = Instant::now();
-    let (stop, _never_asks) = Stop::never();
+    let (stop, _never_asks) = Stop::by_hand();
     let meter = Meter::start(1).expect("a spinner");
     let bench = Bench {
         meter: &meter,

@@ -1,6 +1,7 @@
 //! Ctrl-C and SIGTERM: the run ends at its next wait, and everything is taken down.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::net;
 
 /// Tells when to end.
 pub struct Stop {
+    ending: AtomicBool,
     asked: std::sync::Mutex<Receiver<()>>,
 }
 
@@ -38,15 +40,17 @@ impl Stop {
             }
         });
         Ok(Stop {
+            ending: AtomicBool::new(false),
             asked: asked.into(),
         })
     }
 
-    /// Never asks: for tests.
+    /// Asks when its other end says so: for tests.
     #[cfg(test)]
-    pub fn never() -> (Stop, std::sync::mpsc::Sender<()>) {
+    pub fn by_hand() -> (Stop, std::sync::mpsc::Sender<()>) {
         let (ask, asked) = channel();
         let stop = Stop {
+            ending: AtomicBool::new(false),
             asked: asked.into(),
         };
         (stop, ask)
@@ -58,9 +62,27 @@ impl Stop {
     /// We were asked to end.
     pub fn sleep(&self, time: Duration) -> Result<()> {
         let asked = self.asked.lock().map_err(|_| anyhow::anyhow!("poisoned"))?;
-        match asked.recv_timeout(time) {
-            Err(RecvTimeoutError::Timeout) => Ok(()),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => bail!("interrupted"),
+        // Once asked, every later wait says so too.
+        if self.ending.load(Ordering::Relaxed)
+            || asked.recv_timeout(time) != Err(RecvTimeoutError::Timeout)
+        {
+            self.ending.store(true, Ordering::Relaxed);
+            bail!("interrupted");
         }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_asked_once_does_not_wait_again() {
+        let (stop, ask) = Stop::by_hand();
+        assert!(stop.sleep(Duration::ZERO).is_ok());
+        ask.send(()).expect("a listener");
+        assert!(stop.sleep(Duration::from_secs(60)).is_err());
+        assert!(stop.sleep(Duration::from_secs(60)).is_err());
     }
 }

@@ -165,7 +165,7 @@ impl Variant {
                 dir.path(),
             )?),
             Kind::HaproxySplice => {
-                let options = "option splice-auto";
+                let options = "option splice-request\n    option splice-response";
                 Some(haproxy::command(
                     self.program("haproxy"),
                     options,
@@ -230,7 +230,7 @@ fn fill(template: &str, values: &[(&str, &str)]) -> String {
         })
 }
 
-/// The first line that a program says about itself.
+/// What a program says about itself: a line.
 fn version(program: impl AsRef<Path>, args: &[&str]) -> Result<String, String> {
     let program = program.as_ref();
     let output = Command::new(program)
@@ -240,7 +240,8 @@ fn version(program: impl AsRef<Path>, args: &[&str]) -> Result<String, String> {
     // nginx says it on standard error.
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    Ok(line.unwrap_or_default().to_owned())
 }
 
 /// A started variant; ended when dropped.

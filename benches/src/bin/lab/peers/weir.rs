@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -12,6 +14,9 @@ use crate::cli::Mode;
 use crate::load::{ECHO, TCP_PORTS, UDP_PORTS};
 use crate::net::{Topology, backends};
 
+/// How long it may take until its admin socket answers.
+const START: Duration = Duration::from_secs(10);
+
 fn engine(kind: Kind) -> &'static str {
     match kind {
         Kind::WeirUring => "io_uring",
@@ -19,21 +24,57 @@ fn engine(kind: Kind) -> &'static str {
     }
 }
 
-/// Does this build have the engine? Its settings say so without starting anything.
+/// Does this build start with the engine, here? An appliance without Services tells.
 pub fn available(kind: Kind, program: &Path) -> Result<String, String> {
     let version = super::version(program, &["--version"])?;
-    let dir = std::env::temp_dir();
-    let output = Command::new(program)
-        .args(["config", "show", "--engine", engine(kind), "--manifests"])
-        .arg(dir)
-        .output()
-        .map_err(|error| error.to_string())?;
-    if output.status.success() {
-        return Ok(version);
+    let said = starts(kind, program).map_err(|error| format!("{error:#}"))?;
+    match said {
+        None => Ok(format!("{version} ({})", program.display())),
+        Some(said) => Err(format!("{} says: {said}", program.display())),
     }
-    let text = String::from_utf8_lossy(&output.stderr);
-    let line = text.lines().next().unwrap_or_default();
-    Err(format!("{} refuses this engine: {line}", program.display()))
+}
+
+/// Nothing if it starts, else what it says.
+fn starts(kind: Kind, program: &Path) -> Result<Option<String>> {
+    let dir = tempfile::tempdir()?;
+    std::fs::create_dir(dir.path().join("manifests"))?;
+    let log = dir.path().join("log");
+    let mut child = serve(kind, program, dir.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(&log)?)
+        .spawn()?;
+    let deadline = Instant::now() + START;
+    let said = loop {
+        if child.try_wait()?.is_some() {
+            let text = std::fs::read_to_string(&log)?;
+            break Some(text.lines().last().unwrap_or_default().to_owned());
+        }
+        if UnixStream::connect(dir.path().join("admin.sock")).is_ok() {
+            break None;
+        }
+        if Instant::now() > deadline {
+            break Some(format!("nothing within {START:?}"));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let _ = child.kill();
+    let _ = child.wait();
+    Ok(said)
+}
+
+/// `weir serve` with everything it keeps in `dir`.
+fn serve(kind: Kind, program: &Path, dir: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(["serve", "--engine", engine(kind)])
+        .arg("--manifests")
+        .arg(dir.join("manifests"))
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .arg("--admin")
+        .arg(format!("unix:{}", dir.join("admin.sock").display()));
+    command
 }
 
 pub fn command(
@@ -50,19 +91,11 @@ pub fn command(
         let others: String = (1..services).map(other_service).collect();
         std::fs::write(manifests.join("others.yaml"), others)?;
     }
-    let mut command = Command::new(program);
+    let mut command = serve(kind, program, dir);
     command
-        .args(["serve", "--engine", engine(kind)])
-        .arg("--manifests")
-        .arg(manifests)
-        .arg("--state-dir")
-        .arg(dir.join("state"))
-        .arg("--admin")
-        .arg(format!("unix:{}", dir.join("admin.sock").display()))
         .args(["--workers", &threads(topology).to_string()])
         .args(["--pool", &format!("{}/32", vip())])
-        .args(["--pool", "others=10.4.0.0/18"])
-        .env_remove("WEIR_ENGINE");
+        .args(["--pool", "others=10.4.0.0/18"]);
     // Unpinned in mode spread, as everybody else is.
     if topology.mode == Mode::Spread {
         command.args(["--pin", "false"]);
