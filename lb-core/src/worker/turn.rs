@@ -239,6 +239,7 @@ impl Worker {
                 Some(Kind::Listener) => self.listeners.on_timer(&mut self.cx, token),
                 Some(Kind::House) => {
                     self.listeners.tidy(&self.cx);
+                    self.cx.pipes.tidy();
                     self.cx.timers.arm(self.cx.now + HOUSEKEEPING, token);
                 }
                 Some(kind) => self.drivers.on_timer(&mut self.cx, kind, token),
