@@ -34,6 +34,7 @@
 //! | [`timer`], [`slab`] | PURE: a timing wheel; places whose keys go stale |
 //! | [`time`] | time as the pure modules see it: an argument |
 //! | `sys` | UNSAFE: what the kernel offers, behind safe calls that know no policy |
+//! | `uring` | UNSAFE: a worker's io_uring, likewise |
 //! | `worker` | one pinned thread each: turns, listeners, drivers |
 //! | [`stats`] | counters with one writer, reasons, snapshots |
 //! | [`plane`] | start, publish, report, drain, stop: the public face |
@@ -59,6 +60,9 @@
 //! - Health checks: the table says who is usable. Failed connects only change who is tried first.
 pub mod affinity;
 pub mod balance;
+#[cfg(any(test, fuzzing))]
+pub mod chance;
+mod chunks;
 pub mod conn;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
@@ -70,4 +74,5 @@ mod sys;
 pub mod table;
 pub mod time;
 pub mod timer;
+mod uring;
 mod worker;

@@ -4,10 +4,15 @@
 //! Nothing here waits for a worker but [`Handle::wait`] and [`Plane::stop`], and no worker waits
 //! for anything here.
 
+mod engine;
+mod port_use;
+mod probe;
+
 use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,25 +25,19 @@ use arc_swap::ArcSwap;
 use crate::stats::{Snapshot, WorkerCounters, WorkerTotals};
 use crate::sys::epoll::Poller;
 use crate::sys::eventfd::Wake;
+use crate::sys::rotation::Rotation;
 use crate::sys::{clock, process};
 use crate::table::Table;
 use crate::time::Time;
+use crate::uring::{Ring, Size};
 use crate::worker::descriptors::Descriptors;
 use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
 
-pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
+pub use engine::{Chosen, Driver, Engine, choose};
+pub use port_use::PortUse;
+pub use probe::{Finding, Lack, Probe};
 
-/// Which I/O driver runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// The best that the probe finds.
-    #[default]
-    Auto,
-    /// io_uring, or fail to start.
-    IoUring,
-    /// epoll.
-    Epoll,
-}
+pub use crate::worker::{BindError, ListenerState, Report, WorkerReport};
 
 /// Bounds of [`Limits::peer_timeout`]. Below the first, keepalive's whole seconds cannot follow; the second is far from where the
 /// kernel's numbers end.
@@ -65,6 +64,9 @@ pub struct Limits {
     /// also how long a reader may pause, and the default is no less than the time that Linux
     /// itself goes on sending to a peer that does not answer (tcp_retries2: some 15 minutes).
     pub peer_timeout: Duration,
+    /// Addresses of this machine that backends are dialled from, by chance; one without a port
+    /// left gives way to the next. None of a backend's family: the kernel's choice.
+    pub source_addresses: Vec<IpAddr>,
 }
 
 impl Default for Limits {
@@ -76,6 +78,7 @@ impl Default for Limits {
             pins: 65_536,
             reserved_descriptors: 64,
             peer_timeout: Duration::from_secs(900),
+            source_addresses: Vec::new(),
         }
     }
 }
@@ -112,10 +115,11 @@ pub enum StartError {
     #[error("cannot start with 0 workers; ask for at least 1")]
     NoWorkers,
     /// The engine that was asked for is not there.
-    #[error(
-        "the io_uring engine is not part of this build; use `--engine auto` or `--engine epoll`"
-    )]
-    NoIoUring,
+    #[error("cannot run the io_uring engine: {why}; or use `--engine auto` or `--engine epoll`")]
+    NoIoUring {
+        /// The first thing missing, and how to get it.
+        why: String,
+    },
     /// The peer timeout is out of bounds.
     #[error("cannot give up silent peers after {0:?}; choose a peer timeout from 1s to 24h")]
     PeerTimeout(Duration),
@@ -178,9 +182,13 @@ impl Plane {
         if workers == 0 {
             return Err(StartError::NoWorkers);
         }
-        if engine == Engine::IoUring {
-            return Err(StartError::NoIoUring);
-        }
+        let probe = match engine {
+            // Not even tried: a seccomp profile may kill who calls io_uring_setup.
+            Engine::Epoll => Probe::default(),
+            Engine::Auto | Engine::IoUring => Probe::run(),
+        };
+        let engine = choose(engine, &probe)?;
+        let driver = engine.driver;
         if !PEER_TIMEOUTS.contains(&limits.peer_timeout) {
             return Err(StartError::PeerTimeout(limits.peer_timeout));
         }
@@ -203,22 +211,30 @@ impl Plane {
                 shared,
                 budget,
                 watchers,
+                engine,
             })),
             threads: vec![reporter],
         };
         // From here on a failure drops the plane, which stops what has started.
-        plane.start_workers(pin, &limits)?;
+        plane.start_workers(pin, &limits, driver)?;
         Ok(plane)
     }
 
-    fn start_workers(&mut self, pin: bool, limits: &Limits) -> Result<(), StartError> {
+    fn start_workers(
+        &mut self,
+        pin: bool,
+        limits: &Limits,
+        driver: Driver,
+    ) -> Result<(), StartError> {
         let shared = &self.handle.0.shared;
         let cpus = process::allowed_cpus();
         let seed = RandomState::new();
         for index in 0..shared.wakes.len() {
-            let seat = seat(shared, index, limits, &seed).map_err(|source| StartError::Poller {
-                worker: index,
-                source: source.into(),
+            let seat = seat(shared, index, limits, &seed, driver).map_err(|source| {
+                StartError::Poller {
+                    worker: index,
+                    source,
+                }
             })?;
             let cpu = (pin && !cpus.is_empty()).then(|| cpus[index % cpus.len()]);
             let thread = spawn(format!("lb-worker-{index}"), move || work(seat, cpu))?;
@@ -243,8 +259,7 @@ impl Drop for Plane {
         let Inner {
             shared, watchers, ..
         } = &*self.handle.0;
-        shared.stop.store(true, Ordering::Release);
-        shared.wake_all();
+        shared.announce(|| shared.stop.store(true, Ordering::Release));
         watchers.end(&shared.reporter);
         for thread in self.threads.drain(..) {
             // A worker does not return from a panic; a watcher's was caught.
@@ -262,17 +277,21 @@ struct Inner {
     shared: Arc<Shared>,
     budget: Budget,
     watchers: Arc<Watchers>,
+    engine: Chosen,
 }
 
 impl Handle {
+    /// Which I/O driver runs, and why.
+    pub fn engine(&self) -> &Chosen {
+        &self.0.engine
+    }
+
     /// Hands `table` to the workers; each goes over to it at its next turn. A table published
     /// before a worker came to the last one takes that one's place.
     pub fn publish(&self, table: Arc<Table>) {
         let shared = &self.0.shared;
         let plan = self.0.budget.plan(&table);
-        // The order that loses no wake: store, then ring.
-        shared.published.store(Arc::new(Published { table, plan }));
-        shared.wake_all();
+        shared.announce(|| shared.published.store(Arc::new(Published { table, plan })));
     }
 
     /// What every worker runs now.
@@ -351,8 +370,7 @@ impl Handle {
         let until = (clock::now() + deadline)
             .as_micros()
             .min(Shared::NO_DRAIN - 1);
-        shared.drain_until.store(until, Ordering::Release);
-        shared.wake_all();
+        shared.announce(|| shared.drain_until.store(until, Ordering::Release));
     }
 
     /// Has a drain ended: no listener, no connection, no flow?
@@ -403,6 +421,10 @@ fn shared(
             .collect(),
         counters: counters.collect(),
         wakes: (0..workers).map(wake).collect::<Result<_, _>>()?,
+        // Refused, the hash spreads connections, and the probe says what is missing.
+        rotation: (workers > 1)
+            .then(|| Rotation::new(workers as u32).ok().map(Arc::new))
+            .flatten(),
         ports: Arc::new(Ports::default()),
         drain_until: AtomicU64::new(Shared::NO_DRAIN),
         stop: AtomicBool::new(false),
@@ -416,7 +438,8 @@ fn seat(
     index: usize,
     limits: &Limits,
     seed: &RandomState,
-) -> rustix::io::Result<Seat> {
+    driver: Driver,
+) -> io::Result<Seat> {
     let random = |salt: u64| {
         let mut hasher = seed.build_hasher();
         hasher.write_u64(salt);
@@ -424,10 +447,15 @@ fn seat(
     };
     let poller = Poller::new()?;
     Worker::watch_wake(&poller, shared, index)?;
+    let ring = match driver {
+        Driver::IoUring => Some(Ring::new(Size::of_worker()).map_err(|e| e.source)?),
+        Driver::Epoll => None,
+    };
     Ok(Seat {
         index,
         shared: Arc::clone(shared),
         poller,
+        ring,
         descriptors: Descriptors::new(Arc::clone(&shared.counters), index)?,
         limits: limits.clone(),
         seed: random(index as u64),

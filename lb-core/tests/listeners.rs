@@ -10,7 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::*;
-use lb_core::plane::{BindError, Config, Engine, ListenerState, Plane, StartError};
+use lb_core::plane::{
+    BindError, Config, Driver, Engine, ListenerState, Plane, Probe, StartError, choose,
+};
 use lb_core::stats::CloseReason;
 use lb_core::table::{Protocol, TableBuilder};
 
@@ -326,10 +328,18 @@ fn what_cannot_start_says_so() {
         engine: Engine::IoUring,
         ..Config::default()
     };
-    assert!(matches!(
+    // The engine that was asked for, or none: never the other one in silence.
+    match (
         Plane::start(ring, table()),
-        Err(StartError::NoIoUring)
-    ));
+        choose(Engine::IoUring, &Probe::run()),
+    ) {
+        (Ok(plane), Ok(chosen)) => {
+            assert_eq!(plane.handle().engine(), &chosen);
+            assert_eq!(chosen.driver, Driver::IoUring);
+        }
+        (Err(StartError::NoIoUring { why }), Err(_)) => assert!(!why.is_empty()),
+        (started, chosen) => panic!("{started:?} {chosen:?}"),
+    }
     let many = Config {
         workers: 1_000_000,
         ..Config::default()

@@ -3,6 +3,8 @@
 // One option of a test's own socket has no safe name: see `send_in_segments`.
 #![allow(unsafe_code)]
 
+mod common;
+
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
@@ -123,7 +125,7 @@ impl Rig {
             workers: 2,
             pin: false,
             limits,
-            ..Config::default()
+            engine: common::engine(),
         };
         let table = builder.freeze();
         let generation = table.generation;

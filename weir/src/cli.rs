@@ -31,6 +31,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Judge manifests and settings files, without root or network.
     Check(CheckArgs),
+    /// Say what this machine has for Weir and what it keeps from it, and how to change that.
+    Doctor(DoctorArgs),
     /// Look at settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -81,6 +83,21 @@ pub enum ConfigCommand {
     Schema,
     /// Print the settings that `weir serve` with the same flags would use, and where each is from.
     Show(Box<ServeArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// How to print.
+    #[arg(short, long, value_enum, default_value_t = DoctorOutput::Table)]
+    pub output: DoctorOutput,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DoctorOutput {
+    /// For people.
+    Table,
+    /// One JSON object.
+    Json,
 }
 
 #[derive(Debug, Args)]

@@ -4,12 +4,14 @@
 //! `main` parses the command line and hands over; every command returns its exit code (`exit`).
 //! `serve` wires control plane, data plane and admin listener together and is the only place that
 //! knows all three. `settings` reads one file, the environment and the flags into one value.
-//! `check` judges files without root or network. `telemetry` writes lines that delay nobody.
+//! `check` judges files, `doctor` the machine, both without root. `telemetry` writes lines that
+//! delay nobody.
 
 mod check;
 mod cli;
 mod config;
 mod demo;
+mod doctor;
 mod exit;
 mod serve;
 mod settings;
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Config(command) => config::run(command),
         Command::Version(args) => version::run(&args),
     };

@@ -132,7 +132,15 @@ fn the_admin_interface_shows_every_service_and_what_is_ready() {
     );
     let (status, body) = weir.get("/readyz?verbose");
     assert_eq!(status, 200, "{body}");
-    assert!(body.contains("epoll"), "which engine runs is said: {body}");
+    let (_, version) = weir.get("/version");
+    let version: serde_json::Value = serde_json::from_str(&version).unwrap();
+    let engine = version["engine"].as_str().unwrap();
+    let line = format!("[+]engine ok: {engine}: ");
+    assert!(body.contains(&line), "which engine runs is said: {body}");
+    assert_eq!(
+        weir.metric("weir_build_info", &[&format!("engine=\"{engine}\"")]),
+        1.0
+    );
     assert_eq!(weir.get("/livez").0, 200);
     let (status, body) = weir.get("/nowhere");
     assert_eq!(status, 404);
@@ -257,7 +265,6 @@ fn settings_that_cannot_work_are_refused_at_the_start() {
             &["--pool", "10.0.0.0/8,10.1.0.0/16"],
             ["--pool", "overlap"],
         ),
-        ("", &["--engine", "io_uring"], ["--engine", "auto or epoll"]),
         ("", &["--log", "weir=loud"], ["--log", "weir=debug"]),
         (
             "log: inof\n",

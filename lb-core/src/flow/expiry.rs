@@ -102,7 +102,14 @@ impl Deadlines {
         places.set_place(alarm.index, place as u32);
     }
 
-    #[cfg(test)]
+    /// The alarm at the place that the flow notes.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn of(&self, places: &impl Places, index: u32) -> (Time, u32) {
+        let alarm = self.0[places.place(index) as usize];
+        (alarm.at, alarm.index)
+    }
+
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }

@@ -34,10 +34,12 @@ mod slots;
 mod sources;
 mod vocabulary;
 
+#[cfg(any(test, fuzzing))]
+mod fixture;
 #[cfg(test)]
 mod model_tests;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, fuzzing))]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -221,7 +223,7 @@ impl<T> Flows<T> {
         let f = self.slots.get_mut(flow)?;
         self.copies.forget(&mut f.copy);
         f.backend = backend;
-        f.epoch = rules.epoch();
+        // The epoch stays: whether the client is still permitted is judged at its next datagram.
         f.answered = false;
         f.sent = false;
         f.refused = false;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::tests::{Fixed, backend, client, rules};
+use super::fixture::{Fixed, backend, client, rules};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -301,7 +301,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 400 }))]
 
     #[test]
     fn the_flows_do_as_the_naive_list_does(ops in prop::collection::vec(op(), 1..120)) {

@@ -74,6 +74,12 @@ impl<T> Flow<T> {
             part,
         }
     }
+
+    /// The one behind it in a chain that it is in.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn after(&self, order: Order) -> Option<u32> {
+        self.links[order as usize].after()
+    }
 }
 
 /// The flows, and the links between them.
@@ -96,6 +102,11 @@ impl<T> Slots<T> {
 
     pub(super) fn remove(&mut self, id: FlowId) -> Option<Flow<T>> {
         self.0.remove(id)
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowId, &Flow<T>)> {
+        self.0.iter()
     }
 
     pub(super) fn get(&self, id: FlowId) -> Option<&Flow<T>> {

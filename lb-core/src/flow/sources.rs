@@ -46,6 +46,11 @@ impl Address {
             IpAddr::V6(v6) => Address(v6),
         }
     }
+
+    #[cfg(any(test, fuzzing))]
+    fn ip(self) -> IpAddr {
+        IpAddr::V6(self.0).to_canonical()
+    }
 }
 
 impl Key for Address {
@@ -167,6 +172,18 @@ impl Sources {
                 self.all.remove(key);
             }
         }
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn counts(&self) -> std::collections::HashMap<IpAddr, usize> {
+        let sources = self.all.iter().map(|(_, source)| source);
+        sources.map(|s| (s.address.ip(), s.flows)).collect()
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn chains(&self) -> impl Iterator<Item = (IpAddr, &Chain)> {
+        let sources = self.all.iter().map(|(_, source)| source);
+        sources.map(|s| (s.address.ip(), &s.one_way))
     }
 
     #[cfg(test)]

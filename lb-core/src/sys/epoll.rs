@@ -1,6 +1,6 @@
 //! epoll(7): which descriptors are ready.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
@@ -24,6 +24,8 @@ impl Interest {
     );
     /// As long as there is something to read: level-triggered.
     pub(crate) const READ: Interest = Interest(epoll::EventFlags::IN);
+    /// An error, or the end of both directions, once.
+    pub(crate) const ERRORS: Interest = Interest(epoll::EventFlags::ET);
     /// Nothing for now (errors come all the same).
     pub(crate) const NONE: Interest = Interest(epoll::EventFlags::empty());
 }
@@ -134,6 +136,12 @@ impl Poller {
     }
 }
 
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
 /// What one wait found.
 pub(crate) struct Events {
     list: Vec<epoll::Event>,
@@ -149,6 +157,11 @@ impl Events {
 
     pub(crate) fn len(&self) -> usize {
         self.list.len()
+    }
+
+    /// Forgets them.
+    pub(crate) fn clear(&mut self) {
+        self.list.clear();
     }
 
     /// The number and readiness of the `index`th event.

@@ -9,7 +9,7 @@ use libc::{
 use rustix::io::Errno;
 
 /// 2^32 over the golden ratio: spreads the low bits into the high ones (Knuth, TAOCP 6.4).
-const SPREAD: u32 = 0x9E37_79B1;
+pub(super) const SPREAD: u32 = 0x9E37_79B1;
 
 /// One instruction that does not jump.
 const fn op(code: u32, k: u32) -> libc::sock_filter {

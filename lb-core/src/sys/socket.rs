@@ -133,8 +133,13 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> Result<(OwnedFd, SocketAddr), 
         .ok_or(Errno::CONNABORTED)
 }
 
-/// Closes a TCP connection with RST (SO_LINGER of zero).
+/// Closes a TCP connection with RST.
 pub(crate) fn reset(socket: OwnedFd) {
+    linger_none(socket.as_fd());
+}
+
+/// Has the close of a TCP connection send RST (SO_LINGER of zero).
+pub(crate) fn linger_none(socket: BorrowedFd<'_>) {
     let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
 }
 

@@ -1,14 +1,16 @@
 //! Connected TCP sockets: dial, receive, send, close, ask.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, connect, getsockname,
-    recv, send, shutdown, socket_with, sockopt,
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, bind, connect,
+    getsockname, recv, send, shutdown, socket_with, sockopt,
 };
+
+use super::udp::set_int;
 
 /// SIOCOUTQ of linux/sockios.h, which has TIOCOUTQ's number.
 const SIOCOUTQ: rustix::ioctl::Opcode = libc::TIOCOUTQ as rustix::ioctl::Opcode;
@@ -65,10 +67,46 @@ fn keepalive(timeout: Duration) -> (Duration, Duration) {
 /// becomes writable then, and [`connect_again`] tells.
 pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bool, Errno> {
     match connect(socket, &to) {
-        Ok(()) => found_another(socket, to).map(|()| true),
+        Ok(()) => check_other(socket, to).map(|()| true),
         Err(Errno::INPROGRESS) => Ok(false),
         Err(errno) => Err(errno),
     }
+}
+
+/// As [`start_connect`], from the first of `sources` that is on this machine and has a port left
+/// towards `to`; from the kernel's own choice where there are none.
+///
+/// # Errors
+/// As [`start_connect`] and [`bind_source`], about the last of them.
+pub(crate) fn start_connect_from(
+    socket: BorrowedFd<'_>,
+    to: SocketAddr,
+    sources: impl Iterator<Item = IpAddr>,
+) -> Result<bool, Errno> {
+    let mut failed = None;
+    for source in sources {
+        // One that found no port is as it was: bound to an address alone, it can be bound anew.
+        match bind_source(socket, source).and_then(|()| start_connect(socket, to)) {
+            Err(errno @ (Errno::ADDRNOTAVAIL | Errno::NODEV)) => failed = Some(errno),
+            result => return result,
+        }
+    }
+    failed.map_or_else(|| start_connect(socket, to), Err)
+}
+
+/// Binds to an address of this machine and to no port: the kernel chooses one when it knows whom
+/// the socket dials, so that connections to other backends may have the same
+/// (IP_BIND_ADDRESS_NO_PORT, ip(7), Linux 4.2).
+///
+/// # Errors
+/// ENODEV: `source` is not on this machine. (bind(2) says EADDRNOTAVAIL, by which connect(2) means
+/// that no port is left.)
+pub(crate) fn bind_source(socket: BorrowedFd<'_>, source: IpAddr) -> Result<(), Errno> {
+    set_int(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+    bind(socket, &SocketAddr::new(source, 0)).map_err(|errno| match errno {
+        Errno::ADDRNOTAVAIL => Errno::NODEV,
+        other => other,
+    })
 }
 
 /// How a connect that goes on has ended (connect(2) on a connecting socket; unlike SO_ERROR it
@@ -78,16 +116,17 @@ pub(crate) fn start_connect(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<bo
 /// EALREADY while it still goes on; else why it failed.
 pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
     match connect(socket, &to) {
-        Ok(()) | Err(Errno::ISCONN) => found_another(socket, to),
+        Ok(()) | Err(Errno::ISCONN) => check_other(socket, to),
         Err(Errno::INPROGRESS) => Err(Errno::ALREADY),
         Err(errno) => Err(errno),
     }
 }
 
-/// Refuses a connection of a socket with itself. The kernel makes one (RFC 9293 section 3.5, both
+/// The end of a connect that is known to have succeeded: refuses a connection of a socket with
+/// itself. The kernel makes one (RFC 9293 section 3.5, both
 /// ends open at once) when it gives the port dialled, which is on this machine and nobody's, to
 /// the dialling socket. Reset, so that no TIME-WAIT keeps the backend from its port.
-fn found_another(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
+pub(crate) fn check_other(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {
     if !is_own(socket, to) {
         return Ok(());
     }
@@ -166,6 +205,22 @@ mod tests {
             assert_eq!(sockopt::tcp_nodelay(socket), Ok(true));
             assert_eq!(sockopt::socket_oobinline(socket), Ok(true));
         }
+    }
+
+    #[test]
+    fn a_source_that_is_not_here_is_passed_over_and_told_from_a_want_of_ports() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let to = listener.local_addr().expect("bound");
+        let (absent, here) = ([192, 0, 2, 1].into(), [127, 0, 0, 9].into());
+        let dial = |sources: &[IpAddr]| {
+            let socket = tcp_socket(to).expect("a socket");
+            start_connect_from(socket.as_fd(), to, sources.iter().copied())?;
+            let (_, from) = listener.accept().expect("it calls");
+            Ok(from.ip())
+        };
+        assert_eq!(dial(&[absent]), Err(Errno::NODEV));
+        assert_eq!(dial(&[absent, here]), Ok(here));
+        assert_eq!(dial(&[]), Ok(to.ip()));
     }
 
     #[test]

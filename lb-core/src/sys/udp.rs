@@ -4,7 +4,7 @@ mod address;
 mod batch;
 mod sheet;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -46,14 +46,18 @@ pub(crate) fn prepare_listener(socket: BorrowedFd<'_>, address: SocketAddr) -> R
 }
 
 /// A non-blocking socket connected to `backend`, so that ICMP errors come back to it and nobody
-/// else's datagrams do.
+/// else's datagrams do; bound to the first of `sources` that is of its family and has a port left,
+/// or to none where there are none.
 ///
 /// # Errors
 ///
-/// Of socket(2), setsockopt(2) and connect(2); `EAGAIN` from the last means that no local port is
-/// left, `ENETUNREACH` or `EHOSTUNREACH` that there is no route, `ECONNREFUSED` that the backend's
+/// Of socket(2), setsockopt(2), bind(2) and connect(2); `EAGAIN` means that no local port is left,
+/// `ENODEV` that no source is on this machine, `ENETUNREACH` or `EHOSTUNREACH` that there is no route, `ECONNREFUSED` that the backend's
 /// port was free and the kernel gave it to this socket, which would talk to itself.
-pub(crate) fn connect(backend: SocketAddr) -> Result<OwnedFd, Errno> {
+pub(crate) fn connect(
+    backend: SocketAddr,
+    sources: impl Iterator<Item = IpAddr>,
+) -> Result<OwnedFd, Errno> {
     let kind = Type::DGRAM.nonblocking().cloexec();
     let socket = Socket::new(Domain::for_address(backend), kind, None).map_err(errno)?;
     deepen(
@@ -63,11 +67,29 @@ pub(crate) fn connect(backend: SocketAddr) -> Result<OwnedFd, Errno> {
         FLOW_BUFFER,
     )?;
     let_routers_fragment(socket.as_fd(), backend)?;
+    bind_one_of(&socket, sources)?;
     socket.connect(&backend.into()).map_err(errno)?;
     if stream::is_own(socket.as_fd(), backend) {
         return Err(Errno::CONNREFUSED);
     }
     Ok(socket.into())
+}
+
+/// Unlike TCP's, these ports are given by bind(2) already, one socket each.
+fn bind_one_of(socket: &Socket, sources: impl Iterator<Item = IpAddr>) -> Result<(), Errno> {
+    let mut result = Ok(());
+    for source in sources {
+        let bound = socket.bind(&SocketAddr::new(source, 0).into());
+        result = bound.map_err(|error| match errno(error) {
+            Errno::ADDRINUSE => Errno::AGAIN,
+            Errno::ADDRNOTAVAIL => Errno::NODEV,
+            other => other,
+        });
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
 }
 
 /// Lets receives of this socket give several datagrams in a row at once ([`batch::Datagram::segment`]),
@@ -119,7 +141,8 @@ fn let_routers_fragment(socket: BorrowedFd<'_>, address: SocketAddr) -> Result<(
     }
 }
 
-fn set_int(
+/// Sets an option whose value is an int.
+pub(super) fn set_int(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     name: libc::c_int,
@@ -158,6 +181,7 @@ fn errno(error: std::io::Error) -> Errno {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
     use std::net::UdpSocket;
 
     use super::*;
@@ -217,7 +241,7 @@ mod tests {
     #[test]
     fn a_refusal_is_reported_once_by_send_or_by_receive() {
         let dead = pair().0.local_addr().expect("address");
-        let socket = connect(dead).expect("connect");
+        let socket = connect(dead, iter::empty()).expect("connect");
         send(socket.as_fd(), b"x").expect("nobody has refused yet");
         let refused = send(socket.as_fd(), b"y").expect_err("refused");
         assert_eq!(refused, Errno::CONNREFUSED);
@@ -241,7 +265,8 @@ mod tests {
             let (joins, apart) = pair();
             join_received(joins.as_fd());
             for receiver in [&joins, &apart] {
-                let sender = connect(receiver.local_addr().expect("address")).expect("connect");
+                let sender = connect(receiver.local_addr().expect("address"), std::iter::empty())
+                    .expect("connect");
                 let data = &data[..bytes];
                 let slices: Vec<&[u8]> = data.chunks(bytes.div_ceil(slices)).collect();
                 send_run(sender.as_fd(), &slices, segment).expect("sent");
@@ -305,7 +330,8 @@ mod tests {
     #[test]
     fn what_cannot_be_segmented_is_refused_whole() {
         let (a, b) = pair();
-        let sender = connect(b.local_addr().expect("address")).expect("connect");
+        let sender =
+            connect(b.local_addr().expect("address"), std::iter::empty()).expect("connect");
         without_checksums(sender.as_fd());
         let error = send_run(sender.as_fd(), &[&[1; 30]], 10).expect_err("no checksums");
         assert!(is_unsegmentable(error), "{error}");
@@ -327,7 +353,7 @@ mod tests {
     fn a_socket_that_meets_itself_is_refused() {
         let dead = pair().0.local_addr().expect("address");
         for n in 0..100_000 {
-            match connect(dead) {
+            match connect(dead, iter::empty()) {
                 Ok(socket) => assert!(!stream::is_own(socket.as_fd(), dead), "try {n}"),
                 Err(errno) => return assert_eq!(errno, Errno::CONNREFUSED),
             }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::descriptors::Descriptors;
+use super::pipes::{self, Pipes};
+use super::sources::Sources;
 use super::token::Token;
 use crate::balance::HashKey;
 use crate::plane::Limits;
@@ -30,6 +32,8 @@ pub(crate) struct Cx {
     pub(crate) counters: Arc<WorkerCounters>,
     /// What may still be opened.
     pub(crate) descriptors: Descriptors,
+    /// What bulk is spliced through.
+    pub(crate) pipes: Pipes,
     /// Not for secrets.
     pub(crate) rng: Rng,
     /// [`SCRATCH`] bytes for the length of one call; nobody's contents outlive it.
@@ -40,6 +44,8 @@ pub(crate) struct Cx {
     pub(crate) pin_key: HashKey,
     /// What the process allows itself.
     pub(crate) limits: Rc<Limits>,
+    /// Where backends are dialled from.
+    pub(crate) sources: Sources,
     /// New work is refused: the live is finished.
     pub(crate) draining: bool,
 }
@@ -61,10 +67,12 @@ impl Cx {
             timers: Wheel::new(now),
             counters,
             descriptors,
+            pipes: Pipes::new(pipes::SIZE),
             pin_key: HashKey(rng.bytes()),
             rng,
             scratch: vec![0; SCRATCH].into(),
             hash_key,
+            sources: Sources::new(&limits.source_addresses),
             limits,
             draining: false,
         }

@@ -6,7 +6,8 @@
 //!
 //! Neither kind of traffic may have it all, or a flood of datagrams at one frontend would close
 //! every TCP port, and idle connections every UDP one: flows stop at [`Use::Flow`]'s share,
-//! connections at [`Use::Connection`]'s.
+//! connections at [`Use::Connection`]'s. Pipes have what connections cannot, and no more: bulk is
+//! copied when there is none.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::local::Local;
-use crate::stats::{CloseReason, WorkerCounters};
+use crate::stats::{CloseReason, Counter, WorkerCounters};
 use crate::sys::socket;
 
 /// What descriptors are held for.
@@ -24,13 +25,15 @@ pub(crate) enum Use {
     Connection,
     /// A UDP flow: the backend's socket.
     Flow,
+    /// A pipe that bulk is spliced through: both ends.
+    Pipe,
 }
 
 impl Use {
     /// How many one holds.
     pub(crate) const fn count(self) -> u64 {
         match self {
-            Use::Connection => 2,
+            Use::Connection | Use::Pipe => 2,
             Use::Flow => 1,
         }
     }
@@ -41,10 +44,11 @@ impl Use {
         match self {
             Use::Connection => 95,
             Use::Flow => 60,
+            Use::Pipe => 5,
         }
     }
 
-    const ALL: [Use; 2] = [Use::Connection, Use::Flow];
+    const ALL: [Use; 3] = [Use::Connection, Use::Flow, Use::Pipe];
 }
 
 /// Errors in a row of which each may mean that this caller is gone and the next is well. After so
@@ -63,6 +67,17 @@ pub(crate) enum Accepted {
     Empty,
 }
 
+/// A pipe's descriptors. Whoever holds the pipe holds this beside it, on the worker's thread, and
+/// drops it after: so no way for a pipe to end can forget them.
+#[derive(Debug)]
+pub(crate) struct Lease(Arc<WorkerCounters>);
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.pipe_descriptors.sub(Use::Pipe.count());
+    }
+}
+
 /// One worker's view of the allowance.
 #[derive(Debug)]
 pub(crate) struct Descriptors {
@@ -74,7 +89,7 @@ pub(crate) struct Descriptors {
     /// What we may still take in this turn.
     room: u64,
     /// And of that for each use, in the order of [`Use::ALL`].
-    share: [u64; 2],
+    share: [u64; 3],
     /// Held so that it can be let go when there is no other: the only way to take a caller off
     /// the queue and tell him, once the process may open nothing more.
     reserve: Option<OwnedFd>,
@@ -92,7 +107,7 @@ impl Descriptors {
             own,
             allowance: 0,
             room: 0,
-            share: [0; 2],
+            share: [0; 3],
             reserve: Some(socket::placeholder()?),
             exhausted: false,
         })
@@ -105,17 +120,18 @@ impl Descriptors {
 
     /// At the start of a turn: sees what the others hold.
     pub(super) fn begin_turn(&mut self) {
-        let held: u64 = self.workers.iter().map(|w| w.descriptors.value()).sum();
-        let flows: u64 = self
-            .workers
-            .iter()
-            .map(|w| w.flow_descriptors.value())
-            .sum();
-        self.room = self.even(self.allowance.saturating_sub(held));
+        let sum = |counter: fn(&WorkerCounters) -> &Counter| -> u64 {
+            self.workers.iter().map(|w| counter(w).value()).sum()
+        };
+        let held = sum(|w| &w.descriptors);
+        let flows = sum(|w| &w.flow_descriptors);
+        let pipes = sum(|w| &w.pipe_descriptors);
+        self.room = self.even(self.allowance.saturating_sub(held + pipes));
         self.share = Use::ALL.map(|kind| {
             let held = match kind {
                 Use::Connection => held.saturating_sub(flows),
                 Use::Flow => flows,
+                Use::Pipe => pipes,
             };
             // Rounded up: with a handful of descriptors each kind has at least one.
             let most = (self.allowance * kind.percent()).div_ceil(100);
@@ -142,11 +158,32 @@ impl Descriptors {
         self.room -= n;
         self.share[kind as usize] -= n;
         let counters = &self.workers[self.own];
-        counters.descriptors.add(n);
-        if kind == Use::Flow {
-            counters.flow_descriptors.add(n);
+        match kind {
+            Use::Connection => counters.descriptors.add(n),
+            Use::Flow => {
+                counters.descriptors.add(n);
+                counters.flow_descriptors.add(n);
+            }
+            Use::Pipe => counters.pipe_descriptors.add(n),
         }
         true
+    }
+
+    /// Takes what a pipe holds, for one about to be opened, unless this worker has `most` of them
+    /// or there is no room. Given back by dropping the lease; seen from the next turn on.
+    pub(crate) fn lease_pipe(&mut self, most: u32) -> Option<Lease> {
+        let fits = self.pipes() < u64::from(most);
+        (fits && self.take(Use::Pipe)).then(|| Lease(Arc::clone(&self.workers[self.own])))
+    }
+
+    /// How many pipes this worker has.
+    pub(crate) fn pipes(&self) -> u64 {
+        self.workers[self.own].pipe_descriptors.value() / Use::Pipe.count()
+    }
+
+    /// How many more it could have now, were it for descriptors alone.
+    pub(crate) fn room_for_pipes(&self) -> u64 {
+        self.room.min(self.share[Use::Pipe as usize]) / Use::Pipe.count()
     }
 
     /// Gives back what one of `kind` held: its sockets are closed.
@@ -155,9 +192,13 @@ impl Descriptors {
         self.room += n;
         self.share[kind as usize] += n;
         let counters = &self.workers[self.own];
-        counters.descriptors.sub(n);
-        if kind == Use::Flow {
-            counters.flow_descriptors.sub(n);
+        match kind {
+            Use::Connection => counters.descriptors.sub(n),
+            Use::Flow => {
+                counters.descriptors.sub(n);
+                counters.flow_descriptors.sub(n);
+            }
+            Use::Pipe => counters.pipe_descriptors.sub(n),
         }
     }
 
@@ -244,30 +285,46 @@ mod tests {
             .collect()
     }
 
+    /// Of one worker, in the test below.
+    const MOST_PIPES: u32 = 3;
+
     proptest! {
         /// Whatever the order of turns, takes and returns: what all hold together passes the
         /// allowance by no more than what was promised to turns begun before.
         #[test]
         fn the_allowance_holds(
             n in 1usize..5,
-            allowance in 0u64..60,
-            steps in prop::collection::vec((any::<u8>(), 0u8..4, any::<bool>()), 1..200),
+            allowance in 0u64..200,
+            steps in prop::collection::vec((any::<u8>(), 0u8..4, 0usize..3), 1..200),
         ) {
             let mut workers = workers(n, allowance);
-            let mut held = vec![[0u64; 2]; n];
-            for (who, what, flow) in steps {
+            let mut held = vec![[0u64; 3]; n];
+            let mut pipes: Vec<Vec<Lease>> = (0..n).map(|_| Vec::new()).collect();
+            for (who, what, kind) in steps {
                 let who = usize::from(who) % n;
-                let kind = if flow { Use::Flow } else { Use::Connection };
+                let kind = Use::ALL[kind];
                 let of_kind = kind as usize;
                 match what {
                     // Every turn begins with this; all workers' are in step here.
                     0 => workers.iter_mut().for_each(Descriptors::begin_turn),
                     1 if held[who][of_kind] > 0 => {
-                        workers[who].give(kind);
+                        match kind {
+                            Use::Pipe => drop(pipes[who].pop()),
+                            _ => workers[who].give(kind),
+                        }
                         held[who][of_kind] -= kind.count();
                     }
                     _ => {
-                        if workers[who].take(kind) {
+                        let taken = match kind {
+                            Use::Pipe => {
+                                let lease = workers[who].lease_pipe(MOST_PIPES);
+                                let taken = lease.is_some();
+                                pipes[who].extend(lease);
+                                taken
+                            }
+                            _ => workers[who].take(kind),
+                        };
+                        if taken {
                             held[who][of_kind] += kind.count();
                         }
                     }
@@ -275,6 +332,14 @@ mod tests {
                 let overdraft = Use::Connection.count() * n as u64;
                 let total: u64 = held.iter().flatten().sum();
                 prop_assert!(total <= allowance + overdraft);
+                let counted = workers[0].workers.iter();
+                let counted = counted.map(|w| w.descriptors.value() + w.pipe_descriptors.value());
+                prop_assert_eq!(counted.sum::<u64>(), total);
+                for (held, worker) in held.iter().zip(workers[0].workers.iter()) {
+                    let pipes = held[Use::Pipe as usize];
+                    prop_assert_eq!(worker.pipe_descriptors.value(), pipes);
+                    prop_assert!(pipes <= u64::from(MOST_PIPES) * Use::Pipe.count());
+                }
                 for kind in Use::ALL {
                     let total: u64 = held.iter().map(|h| h[kind as usize]).sum();
                     prop_assert!(total <= (allowance * kind.percent()).div_ceil(100) + overdraft);
@@ -325,6 +390,32 @@ mod tests {
             assert_eq!(held, 10 * greedy.percent());
             assert!(worker.take(other), "{greedy:?} left nothing for {other:?}");
         }
+    }
+
+    #[test]
+    fn pipes_have_their_part_and_leave_the_others_theirs() {
+        let mut worker = workers(1, 1_000).remove(0);
+        let mut leases = Vec::new();
+        for _ in 0..20 {
+            worker.begin_turn();
+            leases.extend(std::iter::from_fn(|| worker.lease_pipe(u32::MAX)));
+        }
+        assert_eq!(leases.len(), 25);
+        let mut connections = 0;
+        for _ in 0..20 {
+            worker.begin_turn();
+            while worker.take(Use::Connection) {
+                connections += 1;
+            }
+        }
+        assert_eq!(connections, 475, "pipes took what is not theirs");
+        assert_eq!(worker.workers[0].descriptors.value(), 950);
+        drop(leases);
+        assert_eq!(worker.workers[0].pipe_descriptors.value(), 0);
+        // And without room there is none.
+        let mut worker = workers(1, 10).remove(0);
+        worker.begin_turn();
+        assert!(worker.lease_pipe(u32::MAX).is_none());
     }
 
     #[test]

@@ -12,14 +12,21 @@
 //! and then the eventfd is readable again, the next epoll_wait returns at once, and the next turn
 //! loads. No wake is lost and none need be counted: several stores may share one. The same holds
 //! for the flags of drain and stop. (The system calls order the memory accesses of their threads.)
+//! The code is in `handshake`, with a model of every interleaving.
 
 mod budget;
 pub(crate) mod cx;
 pub(crate) mod descriptors;
+mod handshake;
 mod listener;
 pub(crate) mod local;
+pub(crate) mod pace;
+pub(crate) mod pipes;
 mod ports;
 mod report;
+mod ring;
+mod session;
+mod sources;
 mod tcp;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -38,6 +45,7 @@ use arc_swap::ArcSwap;
 use crate::stats::WorkerCounters;
 use crate::sys::epoll::Readiness;
 use crate::sys::eventfd::Wake;
+use crate::sys::rotation::Rotation;
 use crate::table::{Protocol, Table};
 
 pub(crate) use budget::{Budget, Plan, TooFew};
@@ -48,6 +56,7 @@ pub(crate) use turn::{Seat, Worker};
 
 use cx::Cx;
 use local::Local;
+use ring::RingTcp;
 use tcp::Tcp;
 use token::{Kind, Token};
 use udp::Udp;
@@ -70,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) counters: Arc<[Arc<WorkerCounters>]>,
     /// One per worker: how to wake it.
     pub(crate) wakes: Vec<Wake>,
+    /// What gives them connections by turns; none where the kernel refuses it, or for one worker.
+    pub(crate) rotation: Option<Arc<Rotation>>,
     /// What the workers listen at.
     pub(crate) ports: Arc<Ports>,
     /// Until when a drain lasts, in microseconds of the clock; [`Shared::NO_DRAIN`]: none.
@@ -83,31 +94,48 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) const NO_DRAIN: u64 = u64::MAX;
 
-    /// Makes every worker look at what changed here.
-    pub(crate) fn wake_all(&self) {
-        for wake in &self.wakes {
-            wake.ring();
-        }
+    /// Changes something here, and makes every worker look at it.
+    pub(crate) fn announce(&self, store: impl FnOnce()) {
+        handshake::announce(store, &self.wakes);
     }
+}
+
+/// TCP's driver, by engine.
+enum TcpDriver {
+    Epoll(Tcp),
+    Ring(Box<RingTcp>),
+}
+
+/// Calls what both engines' drivers have.
+macro_rules! either {
+    ($driver:expr, $tcp:ident => $call:expr) => {
+        match $driver {
+            TcpDriver::Epoll($tcp) => $call,
+            TcpDriver::Ring($tcp) => $call,
+        }
+    };
 }
 
 /// Both protocols' drivers.
 pub(crate) struct Drivers {
-    tcp: Tcp,
+    tcp: TcpDriver,
     udp: Udp,
 }
 
 impl Drivers {
     fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
         match local.key.protocol {
-            Protocol::Tcp => self.tcp.on_listener(cx, local, listener),
+            Protocol::Tcp => either!(&mut self.tcp, tcp => tcp.on_listener(cx, local, listener)),
             Protocol::Udp => self.udp.on_listener(cx, local, listener),
         }
     }
 
     fn on_event(&mut self, cx: &mut Cx, kind: Kind, token: Token, readiness: Readiness) {
         match kind {
-            Kind::Downstream | Kind::Upstream => self.tcp.on_event(cx, token, readiness),
+            Kind::Downstream | Kind::Upstream => match &mut self.tcp {
+                TcpDriver::Epoll(tcp) => tcp.on_event(cx, token, readiness),
+                TcpDriver::Ring(tcp) => tcp.on_event(token),
+            },
             Kind::Flow => self.udp.on_event(cx, token, readiness),
             Kind::Wake | Kind::Listener | Kind::House => {}
         }
@@ -115,7 +143,9 @@ impl Drivers {
 
     fn on_timer(&mut self, cx: &mut Cx, kind: Kind, token: Token) {
         match kind {
-            Kind::Downstream | Kind::Upstream => self.tcp.on_timer(cx, token),
+            Kind::Downstream | Kind::Upstream => {
+                either!(&mut self.tcp, tcp => tcp.on_timer(cx, token))
+            }
             Kind::Flow => self.udp.on_timer(cx, token),
             Kind::Wake | Kind::Listener | Kind::House => {}
         }
@@ -129,17 +159,30 @@ impl Drivers {
     }
 
     fn end_turn(&mut self, cx: &mut Cx) {
-        self.tcp.end_turn(cx);
+        either!(&mut self.tcp, tcp => tcp.end_turn(cx));
         self.udp.end_turn(cx);
     }
 
     /// Is there work that no event will tell of?
     fn has_work(&self) -> bool {
-        self.tcp.has_work()
+        either!(&self.tcp, tcp => tcp.has_work())
+    }
+
+    /// Does neither protocol have anything that a drain must wait for?
+    fn is_idle(&self) -> bool {
+        either!(&self.tcp, tcp => tcp.is_idle()) && self.udp.is_idle()
+    }
+
+    /// The ring, where there is one.
+    fn ring(&mut self) -> Option<&mut RingTcp> {
+        match &mut self.tcp {
+            TcpDriver::Epoll(_) => None,
+            TcpDriver::Ring(tcp) => Some(tcp),
+        }
     }
 
     fn cut(&mut self, cx: &mut Cx) {
-        self.tcp.cut(cx);
+        either!(&mut self.tcp, tcp => tcp.cut(cx));
         self.udp.cut(cx);
     }
 }

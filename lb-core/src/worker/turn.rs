@@ -10,19 +10,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Cache};
+use rustix::io::Errno;
 
 use super::cx::Cx;
 use super::descriptors::Descriptors;
-use super::listener::Listeners;
+use super::handshake::heed;
+use super::listener::{Listeners, Steering};
+use super::ring::RingTcp;
 use super::tcp::Tcp;
 use super::token::{Kind, Token};
 use super::udp::Udp;
-use super::{Drivers, Published, Shared};
+use super::{Drivers, Published, Shared, TcpDriver};
 use crate::plane::Limits;
 use crate::sys::clock;
 use crate::sys::epoll::{Events, Interest, Poller};
 use crate::table::Protocol;
 use crate::time::Time;
+use crate::uring::Ring;
 
 /// Events taken from the kernel at once.
 const EVENTS: usize = 256;
@@ -45,6 +49,8 @@ pub(crate) struct Seat {
     pub(crate) index: usize,
     pub(crate) shared: Arc<Shared>,
     pub(crate) poller: Poller,
+    /// With it TCP goes by completions.
+    pub(crate) ring: Option<Ring>,
     pub(crate) descriptors: Descriptors,
     pub(crate) limits: Limits,
     pub(crate) seed: u64,
@@ -83,6 +89,7 @@ impl Worker {
             index,
             shared,
             poller,
+            ring,
             descriptors,
             limits,
             seed,
@@ -103,13 +110,20 @@ impl Worker {
             seed,
         );
         let drivers = Drivers {
-            tcp: Tcp::new(&cx.limits),
+            tcp: match ring {
+                None => TcpDriver::Epoll(Tcp::new(&cx.limits)),
+                Some(ring) => TcpDriver::Ring(Box::new(RingTcp::new(ring))),
+            },
             udp: Udp::new(&cx.limits, &cx.pin_key),
         };
         cx.descriptors.allow(published.plan.traffic);
         cx.timers
             .arm(cx.now + HOUSEKEEPING, Token::single(Kind::House));
-        let workers = shared.wakes.len();
+        let steering = Steering {
+            workers: shared.wakes.len() as u32,
+            seed: selector_seed,
+            rotation: shared.rotation.clone(),
+        };
         let ports = Arc::clone(&shared.ports);
         Worker {
             index,
@@ -117,7 +131,7 @@ impl Worker {
             table,
             cx,
             drivers,
-            listeners: Listeners::new(published, ports, workers, selector_seed),
+            listeners: Listeners::new(published, ports, steering),
             events: Events::with_capacity(EVENTS),
             next_event: 0,
             phase: Phase::Serving,
@@ -137,40 +151,62 @@ impl Worker {
 
     /// Turns until told to stop.
     pub(crate) fn run(mut self) {
-        while !self.shared.stop.load(Ordering::Acquire) {
-            self.wait();
-            self.turn();
+        if let Some(ring) = self.drivers.ring()
+            && let Err(error) = ring.enable()
+        {
+            panic!("io_uring: {error}");
+        }
+        let shared = Arc::clone(&self.shared);
+        while !shared.stop.load(Ordering::Acquire) {
+            let rang = self.wait();
+            heed(&shared.wakes[self.index], rang, || self.turn());
         }
         self.drivers.cut(&mut self.cx);
     }
 
-    /// Sleeps until there is something to do, then drains the wake, if it rang: before the table
-    /// is loaded, never after.
-    fn wait(&mut self) {
-        if self.next_event < self.events.len() {
-            return;
-        }
-        let now = clock::now();
-        let timer = self
-            .cx
-            .timers
-            .next()
-            .map_or(HOUSEKEEPING, |at| at.since(now));
-        let timeout = match self.listeners.is_pending() || self.drivers.has_work() {
+    /// Sleeps until there is something to do; whether the wake rang.
+    fn wait(&mut self) -> bool {
+        let has_left = self.next_event < self.events.len();
+        let is_busy = has_left || self.listeners.is_pending() || self.drivers.has_work();
+        let timeout = match is_busy {
             true => Duration::ZERO,
-            false => timer.min(HOUSEKEEPING),
+            false => self.sleep(),
         };
-        self.next_event = 0;
-        if let Err(errno) = self.cx.poller().wait(&mut self.events, timeout) {
-            // Our own descriptor, buffer and signal mask: there is no error that could heal.
-            panic!("epoll_wait: {errno}");
+        if let Err(errno) = self.wait_for(timeout, has_left) {
+            // Our own descriptors, buffers and signal mask: there is no error that could heal.
+            panic!("waiting for events: {errno}");
+        }
+        if has_left {
+            return false;
         }
         let wake = Token::single(Kind::Wake).bits();
-        let rang = (0..self.events.len())
+        (0..self.events.len())
             .filter_map(|i| self.events.at(i))
-            .any(|(bits, _)| bits == wake);
-        if rang {
-            self.shared.wakes[self.index].drain();
+            .any(|(bits, _)| bits == wake)
+    }
+
+    /// How long nothing has to be done unless something happens.
+    fn sleep(&self) -> Duration {
+        let now = clock::now();
+        let timer = self.cx.timers.next();
+        timer.map_or(HOUSEKEEPING, |at| at.since(now).min(HOUSEKEEPING))
+    }
+
+    /// Takes in what is ready. The events of epoll are asked for only when the last ones are
+    /// handled.
+    fn wait_for(&mut self, timeout: Duration, has_left: bool) -> Result<(), Errno> {
+        let (readable, timeout) = match self.drivers.ring() {
+            None => (true, timeout),
+            Some(ring) => (ring.wait(&mut self.cx, timeout)?, Duration::ZERO),
+        };
+        if has_left {
+            return Ok(());
+        }
+        self.next_event = 0;
+        self.events.clear();
+        match readable {
+            true => self.cx.poller().wait(&mut self.events, timeout),
+            false => Ok(()),
         }
     }
 
@@ -239,6 +275,7 @@ impl Worker {
                 Some(Kind::Listener) => self.listeners.on_timer(&mut self.cx, token),
                 Some(Kind::House) => {
                     self.listeners.tidy(&self.cx);
+                    self.cx.pipes.tidy();
                     self.cx.timers.arm(self.cx.now + HOUSEKEEPING, token);
                 }
                 Some(kind) => self.drivers.on_timer(&mut self.cx, kind, token),
@@ -285,7 +322,7 @@ impl Worker {
             if end <= cx.now {
                 drivers.cut(cx);
             }
-            if drivers.tcp.is_idle() && drivers.udp.is_idle() {
+            if drivers.is_idle() {
                 // Flows needed their listeners to reply from.
                 self.listeners.close_served(cx, drivers, Protocol::Udp);
                 // Many flows take several turns to end.

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb_core::balance::{Algorithm, HashKey};
-use lb_core::plane::{Config, Handle, ListenerState, Plane};
+use lb_core::plane::{Config, Engine, Handle, ListenerState, Plane};
 use lb_core::table::{
     Backend, BackendState, FrontendKey, FrontendSpec, Owner, Policy, Protocol, SourceRanges, Table,
     TableBuilder,
@@ -60,6 +60,16 @@ pub fn spec(protocol: Protocol, address: SocketAddr, backends: &[SocketAddr]) ->
     }
 }
 
+/// The engine that WEIR_ENGINE asks for, by the names that `weir serve --engine` knows.
+pub fn engine() -> Engine {
+    match std::env::var("WEIR_ENGINE").as_deref() {
+        Err(_) | Ok("auto") => Engine::Auto,
+        Ok("epoll") => Engine::Epoll,
+        Ok("io_uring") => Engine::IoUring,
+        Ok(other) => panic!("WEIR_ENGINE={other}: choose auto, epoll or io_uring"),
+    }
+}
+
 /// A plane and the table that it is fed with.
 pub struct Rig {
     pub builder: TableBuilder,
@@ -77,6 +87,7 @@ impl Rig {
         let table = builder.freeze();
         let config = Config {
             workers,
+            engine: engine(),
             ..Config::default()
         };
         let plane = Plane::start(config, Arc::clone(&table)).expect("a plane");

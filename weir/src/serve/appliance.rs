@@ -73,10 +73,12 @@ impl Appliance {
         let view = Arc::new(View::new(plane.handle(), control.desk(), registry, dropped));
         let admin = admin(&settings, &view)?;
         let address = admin.as_ref().map(|admin| admin.address().to_string());
+        let handle = plane.handle();
+        let engine = handle.engine();
         tracing::info!(
             version = VERSION,
-            engine = "epoll",
-            why = engine_reason(settings.engine),
+            engine = engine.driver.label(),
+            why = %engine.why,
             workers,
             admin = address.as_deref().unwrap_or("none"),
             state_dir = %state_dir.display(),
@@ -164,13 +166,6 @@ fn config(settings: &Settings) -> Config {
             peer_timeout: settings.peer_timeout,
             ..default.limits
         },
-    }
-}
-
-fn engine_reason(asked: EngineName) -> &'static str {
-    match asked {
-        EngineName::Auto => "the engine of this build",
-        EngineName::IoUring | EngineName::Epoll => "asked for",
     }
 }
 

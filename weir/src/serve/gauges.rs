@@ -2,7 +2,7 @@
 //! moment of a scrape, through the `metrics` facade.
 
 use controlplane::status::Snapshot;
-use lb_core::plane::Report;
+use lb_core::plane::{Driver, Report};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::view::STATES;
@@ -45,9 +45,9 @@ pub fn describe() {
     );
 }
 
-/// Sets all of them. `rejected` mistakes are in the files; `dropped` lines were lost by the log.
-pub fn set(snapshot: &Snapshot, report: &Report, rejected: usize, dropped: u64) {
-    gauge!("weir_build_info", "version" => VERSION, "engine" => "epoll").set(1.0);
+/// Sets all of them. `driver` runs; `rejected` mistakes are in the files; `dropped` lines were lost by the log.
+pub fn set(snapshot: &Snapshot, report: &Report, driver: Driver, rejected: usize, dropped: u64) {
+    gauge!("weir_build_info", "version" => VERSION, "engine" => driver.label()).set(1.0);
     // Exact up to 2^53: a generation every millisecond for 285,000 years.
     gauge!("weir_config_generation").set(report.generation() as f64);
     gauge!("weir_config_published_generation").set(snapshot.published as f64);
@@ -96,7 +96,7 @@ mod tests {
         let registry = Registry::start(&[]).expect("registry");
         registry.record(|| {
             describe();
-            set(&snapshot, &report, 3, 9);
+            set(&snapshot, &report, Driver::IoUring, 3, 9);
         });
         let text = registry.render();
         let families = |prefix: &str| -> BTreeSet<String> {
@@ -106,6 +106,7 @@ mod tests {
         };
         assert_eq!(families("# HELP "), families("# TYPE "));
         for line in [
+            &format!("weir_build_info{{version=\"{VERSION}\",engine=\"io_uring\"}} 1"),
             "weir_config_generation 4",
             "weir_config_published_generation 5",
             "weir_config_rejected 3",

@@ -12,7 +12,7 @@ use controlplane::control::{Command, Desk};
 use controlplane::reason::CONFIRM;
 use controlplane::source;
 use controlplane::status::{self, ServiceStatus, Snapshot};
-use lb_core::plane::{Handle, ListenerState, Report};
+use lb_core::plane::{Chosen, Handle, ListenerState, Report};
 use lb_core::table::Protocol;
 
 use super::gauges;
@@ -68,7 +68,7 @@ impl admin_api::Appliance for View {
         Version {
             name: "weir",
             version: VERSION,
-            engine: "epoll".to_owned(),
+            engine: self.plane.engine().driver.label().to_owned(),
         }
     }
 
@@ -90,7 +90,7 @@ impl admin_api::Appliance for View {
     fn readiness(&self) -> Vec<Check> {
         let (snapshot, report) = (self.desk.snapshot(), self.plane.report());
         let mut checks = vec![
-            Check::good("engine", "epoll"),
+            engine(self.plane.engine()),
             first_list(&snapshot),
             table(&snapshot, &report),
             listeners(&report),
@@ -131,8 +131,9 @@ impl admin_api::Appliance for View {
     fn recorded(&self) -> String {
         let (snapshot, report) = (self.desk.snapshot(), self.plane.report());
         let rejected = errors(&snapshot).count();
+        let driver = self.plane.engine().driver;
         self.registry
-            .record(|| gauges::set(&snapshot, &report, rejected, self.dropped.count()));
+            .record(|| gauges::set(&snapshot, &report, driver, rejected, self.dropped.count()));
         self.registry.render()
     }
 
@@ -227,6 +228,11 @@ fn endpoints(status: &ServiceStatus) -> Endpoints {
         not_ready: counts.not_ready,
         refused: counts.refused,
     }
+}
+
+/// Whichever runs serves; the reason says what would have to change for another.
+fn engine(chosen: &Chosen) -> Check {
+    Check::good("engine", format!("{}: {}", chosen.driver, chosen.why))
 }
 
 fn first_list(snapshot: &Snapshot) -> Check {

@@ -15,6 +15,7 @@ use super::super::token::{Kind, Token};
 use crate::slab::Key;
 use crate::stats::CloseReason;
 use crate::sys::epoll::Interest;
+use crate::sys::rotation::Rotation;
 use crate::sys::{filter, socket};
 use crate::table::Protocol;
 use crate::timer::TimerId;
@@ -37,8 +38,8 @@ pub(super) struct Entry {
     /// Retry of a failed open, or end of a rest.
     pub(super) timer: Option<TimerId>,
     pub(super) pause: Duration,
-    /// The group's source selector is attached.
-    pub(super) steered: bool,
+    /// What the socket's group was last told.
+    pub(super) steered: Steered,
     pub(super) resting: bool,
 }
 
@@ -46,7 +47,28 @@ pub(super) struct Entry {
 pub(super) struct Inherited {
     socket: Rc<OwnedFd>,
     port: Option<Port>,
-    steered: bool,
+    steered: Steered,
+}
+
+/// Which worker a client comes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Steered {
+    /// By the kernel's hash of the four numbers.
+    Hash,
+    /// By the client's address alone, so that one worker has its pins.
+    Source,
+    /// By turns.
+    Turns,
+}
+
+/// What the listeners of all ports and workers are steered by.
+#[derive(Debug)]
+pub(in crate::worker) struct Steering {
+    pub(in crate::worker) workers: u32,
+    /// The same for all workers: they share the selector of a listener's group.
+    pub(in crate::worker) seed: u32,
+    /// None where the kernel does not let this process load it.
+    pub(in crate::worker) rotation: Option<Arc<Rotation>>,
 }
 
 /// Moves a timer, or arms it.
@@ -66,7 +88,7 @@ impl Entry {
             port: None,
             timer: None,
             pause: FIRST_RETRY,
-            steered: false,
+            steered: Steered::Hash,
             resting: false,
         }
     }
@@ -167,21 +189,36 @@ impl Entry {
         self.socket = Some(socket);
     }
 
-    /// Attaches the source selector to the socket's group, or takes it away.
-    pub(super) fn steer(&mut self, affinity: bool, workers: u32, seed: u32) {
-        let Some(listener) = &self.socket else { return };
-        if affinity == self.steered || workers < 2 {
+    /// Tells the socket's group whom to take.
+    pub(super) fn steer(&mut self, affinity: bool, steering: &Steering) {
+        let Some(listener) = self.socket.as_ref().filter(|_| steering.workers > 1) else {
+            return;
+        };
+        let (listener, is_v6) = (listener.as_fd(), self.local.key.address.is_ipv6());
+        // A flow's datagrams all have to go to one worker.
+        let turns = steering.rotation.as_ref();
+        let turns = turns.filter(|_| self.local.key.protocol == Protocol::Tcp);
+        let wanted = match (affinity, turns) {
+            (true, _) => Steered::Source,
+            (false, Some(_)) => Steered::Turns,
+            (false, None) => Steered::Hash,
+        };
+        if wanted == self.steered {
             return;
         }
-        let done = if affinity {
-            let is_v6 = self.local.key.address.is_ipv6();
-            filter::attach_source_selector(listener.as_fd(), is_v6, workers, seed)
-        } else {
-            filter::detach_selector(listener.as_fd())
+        let done = match (wanted, turns) {
+            (Steered::Source, _) => {
+                filter::attach_source_selector(listener, is_v6, steering.workers, steering.seed)
+            }
+            (Steered::Turns, Some(rotation)) => rotation.attach(listener, is_v6),
+            _ => filter::detach_selector(listener),
         };
-        // Without it a client may have a pin in each worker: the hash, which goes by the client's
-        // address alone, still answers all of them alike. Tried again at the next change.
-        self.steered = affinity == done.is_ok();
+        // Without the source selector a client may have a pin in each worker: the hash, which goes
+        // by the client's address alone, still answers all of them alike. Tried again at the next
+        // change.
+        if done.is_ok() {
+            self.steered = wanted;
+        }
     }
 
     /// Closes the socket, if it is open. Who waits in its queue gets RST now instead of silence.
@@ -190,7 +227,7 @@ impl Entry {
             cx.timers.cancel(timer);
         }
         self.pause = FIRST_RETRY;
-        self.steered = false;
+        self.steered = Steered::Hash;
         self.resting = false;
         let Some(listener) = self.socket.take() else {
             return;

@@ -30,6 +30,8 @@ use crate::table::{Frontend, Protocol, Slot, Table};
 
 use entry::{Entry, Inherited, MAX_QUEUED};
 
+pub(super) use entry::Steering;
+
 /// Every listener of one worker.
 pub(super) struct Listeners {
     ports: Arc<Ports>,
@@ -40,18 +42,12 @@ pub(super) struct Listeners {
     pending: VecDeque<Slot>,
     state: WorkerState,
     changed: bool,
-    workers: u32,
-    selector_seed: u32,
+    steering: Steering,
 }
 
 impl Listeners {
     /// No listener yet; everything in `target` is to be looked at.
-    pub(super) fn new(
-        target: Arc<Published>,
-        ports: Arc<Ports>,
-        workers: usize,
-        selector_seed: u32,
-    ) -> Listeners {
+    pub(super) fn new(target: Arc<Published>, ports: Arc<Ports>, steering: Steering) -> Listeners {
         Listeners {
             ports,
             entries: Slab::new(),
@@ -60,8 +56,7 @@ impl Listeners {
             target,
             state: WorkerState::default(),
             changed: true,
-            workers: workers as u32,
-            selector_seed,
+            steering,
         }
     }
 
@@ -219,7 +214,7 @@ impl Listeners {
             match entry.open(cx, key, &self.ports) {
                 Ok(()) => {
                     let affinity = frontend.policy.affinity.is_some();
-                    entry.steer(affinity, self.workers, self.selector_seed);
+                    entry.steer(affinity, &self.steering);
                     ListenerState::Listening
                 }
                 Err(error) => ListenerState::Failed(error),

@@ -7,9 +7,16 @@ use std::time::Duration;
 use super::*;
 use crate::stats::CloseReason;
 use crate::table::FrontendSpec;
+use crate::worker::TcpDriver;
 use crate::worker::tcp::Tcp;
 use crate::worker::testing;
 use crate::worker::udp::Udp;
+
+const ALONE: Steering = Steering {
+    workers: 1,
+    seed: 0,
+    rotation: None,
+};
 
 struct Rig {
     cx: Cx,
@@ -27,10 +34,10 @@ impl Rig {
         let spec = testing::spec(&address.to_string(), &["127.0.0.1:1"]);
         let mut cx = testing::cx();
         let mut drivers = Drivers {
-            tcp: Tcp::new(&cx.limits),
+            tcp: TcpDriver::Epoll(Tcp::new(&cx.limits)),
             udp: Udp::new(&cx.limits, &cx.pin_key),
         };
-        let mut listeners = Listeners::new(published(&spec), Arc::default(), 1, 0);
+        let mut listeners = Listeners::new(published(&spec), Arc::default(), ALONE);
         listeners.apply(&mut cx, &mut drivers, 10);
         let rig = Rig {
             cx,

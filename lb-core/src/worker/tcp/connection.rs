@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use super::backlog::Fresh;
 use super::dial::Dial;
 use super::end::{End, RECEIVE_SIZE};
 use super::flush::Flush;
@@ -18,8 +19,8 @@ use crate::worker::cx::Cx;
 use crate::worker::local::{Claim, Local};
 use crate::worker::token::{Kind, Token};
 
-/// Receives, and sends of what had waited, of one connection in one go: 1 MiB at the most, some
-/// 0.2 ms. What is left waits for the others' turn.
+/// Receives of [`RECEIVE_SIZE`], and sends of what had waited, of one connection in one go: 1 MiB
+/// at the most, some 0.2 ms. What is left waits for the others' turn.
 pub(super) const WORK_PER_TURN: u32 = 16;
 
 /// A connection and its two sockets. An idle one has no buffer and, once connected, no [`Dial`].
@@ -40,6 +41,8 @@ pub(super) struct Connection {
     pub(super) next: Option<Event>,
     /// It stands in the list of those with work left over.
     pub(super) is_queued: bool,
+    /// The kernel gives up a silent backend.
+    is_bounded: bool,
     /// Whose operations are tried first; alternates.
     first: Side,
 }
@@ -71,6 +74,7 @@ impl Connection {
             deadline: NEVER,
             next: None,
             is_queued: false,
+            is_bounded: false,
             first: Side::Downstream,
         }
     }
@@ -107,16 +111,31 @@ impl Connection {
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
         self.timer = None;
         self.deadline = NEVER;
+        self.bound_silence(cx);
         let event = match self.dial {
             Some(_) => self.late_of_dial(cx),
             None => self.poll_flush(),
         };
         if let Some(event) = event
-            && let Some(reason) = self.apply(cx, key, event)
+            && let Some(reason) = self.apply(cx, key, event, Fresh::None)
         {
             return Outcome::Closed(reason);
         }
         self.go(cx, key, Event::Timer)
+    }
+
+    /// Has the kernel give up a backend that falls silent (an accepted socket has that from its
+    /// listener). It takes four system calls, so a connection that ends before its first timer is
+    /// spared them: that of its connect, which the machine leaves armed.
+    fn bound_silence(&mut self, cx: &Cx) {
+        if self.dial.is_none()
+            && !self.is_bounded
+            && let Some(socket) = self.ends[Side::Upstream.index()].socket()
+        {
+            // No error that a TCP socket gives: the timeout was checked when the plane started.
+            let _ = stream::bound_silence(socket, cx.limits.peer_timeout);
+            self.is_bounded = true;
+        }
     }
 
     /// Ends it now.
@@ -125,7 +144,7 @@ impl Connection {
     }
 
     fn go(&mut self, cx: &mut Cx, key: Key, event: Event) -> Outcome {
-        match self.apply(cx, key, event) {
+        match self.apply(cx, key, event, Fresh::None) {
             Some(reason) => Outcome::Closed(reason),
             None => self.run(cx, key),
         }
@@ -133,11 +152,13 @@ impl Connection {
 
     /// Does what can be done, up to its share of a turn.
     pub(super) fn run(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        for _ in 0..WORK_PER_TURN {
-            let Some(event) = self.next_completion(cx) else {
+        let mut done = 0;
+        while done < WORK_PER_TURN {
+            let Some((event, fresh)) = self.next_completion(cx) else {
                 return Outcome::Waits;
             };
-            if let Some(reason) = self.apply(cx, key, event) {
+            done += work(event);
+            if let Some(reason) = self.apply(cx, key, event, fresh) {
                 return Outcome::Closed(reason);
             }
         }
@@ -146,18 +167,21 @@ impl Connection {
 
     /// Tells the machine and carries out what it says, and so on while that completes at once.
     /// Ends: tries are bounded in number, and no other operation leads to another by itself.
-    fn apply(&mut self, cx: &mut Cx, key: Key, event: Event) -> Option<CloseReason> {
+    /// `fresh` is what `event` brought; what the machine has no use for is dropped.
+    fn apply(
+        &mut self,
+        cx: &mut Cx,
+        key: Key,
+        event: Event,
+        mut fresh: Fresh,
+    ) -> Option<CloseReason> {
         let mut event = Some(event);
         let mut out = Actions::new();
         while let Some(happened) = event {
             out.clear();
             self.machine.step(cx.now, happened, &mut out);
-            let fresh = match happened {
-                Event::Received { n, .. } => n as usize,
-                _ => 0,
-            };
-            for action in out.as_slice() {
-                if let Some(reason) = self.act(cx, key, *action, fresh) {
+            for action in useful(out.as_slice()) {
+                if let Some(reason) = self.act(cx, key, *action, &mut fresh) {
                     return Some(reason);
                 }
             }
@@ -166,21 +190,21 @@ impl Connection {
         None
     }
 
-    /// The next operation that can complete. What a receive brings is in the scratch buffer, and
-    /// is sent, or copied to a backlog, by the very next action.
-    fn next_completion(&mut self, cx: &mut Cx) -> Option<Event> {
+    /// The next operation that can complete. What a receive brings is sent, or kept in a backlog,
+    /// by the very next action.
+    fn next_completion(&mut self, cx: &mut Cx) -> Option<(Event, Fresh)> {
         if self.dial.is_some() {
-            return self.next_of_dial(cx);
+            return self.next_of_dial(cx).map(without_bytes);
         }
         self.first = self.first.peer();
         for side in [self.first, self.first.peer()] {
             let end = &mut self.ends[side.index()];
-            if let Some(event) = end.send_backlog() {
-                return Some(event);
+            if let Some(event) = end.send_backlog(&mut cx.pipes) {
+                return Some(without_bytes(event));
             }
-            if let Some(event) = end.receive(&mut cx.scratch[..RECEIVE_SIZE]) {
+            if let Some((event, fresh)) = end.receive(cx) {
                 self.count(event);
-                return Some(event);
+                return Some((event, fresh));
             }
             // While more is received, or what was received waits, the receives come upon the
             // error in its place: after the bytes and the FIN that preceded it.
@@ -188,7 +212,7 @@ impl Connection {
             if (!still_read || self.is_flushing(side))
                 && let Some(event) = self.ends[side.index()].reported()
             {
-                return Some(event);
+                return Some(without_bytes(event));
             }
         }
         None
@@ -204,18 +228,20 @@ impl Connection {
         }
     }
 
-    /// Carries out one action; the reason, if it was the last. `fresh` bytes of the scratch buffer
-    /// were just received.
-    fn act(&mut self, cx: &mut Cx, key: Key, action: Action, fresh: usize) -> Option<CloseReason> {
+    /// Carries out one action; the reason, if it was the last.
+    fn act(
+        &mut self,
+        cx: &mut Cx,
+        key: Key,
+        action: Action,
+        fresh: &mut Fresh,
+    ) -> Option<CloseReason> {
         match action {
             Action::Pick { .. } => self.next = Some(self.pick(cx)),
             Action::Connect => self.next = self.connect(cx, key),
             Action::CloseUpstream => self.close_upstream(cx),
             Action::Receive { side } => self.ends[side.index()].receiving = true,
-            Action::Send { side } if fresh > 0 => {
-                self.next = self.ends[side.index()].send_fresh(&cx.scratch[..fresh]);
-            }
-            Action::Send { side } => self.ends[side.index()].sending = true,
+            Action::Send { side } => self.send(cx, side, std::mem::take(fresh)),
             Action::Shutdown { side } => {
                 if let Some(socket) = self.ends[side.index()].socket() {
                     stream::shutdown_write(socket);
@@ -239,6 +265,16 @@ impl Connection {
         None
     }
 
+    fn send(&mut self, cx: &mut Cx, side: Side, fresh: Fresh) {
+        let end = &mut self.ends[side.index()];
+        match fresh {
+            // What waits already.
+            Fresh::None => end.sending = true,
+            Fresh::Copied(n) => self.next = end.send_fresh(&cx.scratch[..n]),
+            Fresh::Piped(bulk) => self.next = end.send_piped(cx, bulk),
+        }
+    }
+
     fn close(&mut self, cx: &mut Cx) {
         if let Some(id) = self.timer.take() {
             cx.timers.cancel(id);
@@ -247,6 +283,29 @@ impl Connection {
             drop(end.take());
         }
         self.claim = None;
+    }
+}
+
+fn without_bytes(event: Event) -> (Event, Fresh) {
+    (event, Fresh::None)
+}
+
+/// Without the second FIN's shutdown(2), when close(2), which is next, sends that FIN as well.
+/// (A close sends RST only when bytes are unread, and after the other side's FIN there are none.)
+fn useful(actions: &[Action]) -> &[Action] {
+    match actions {
+        [Action::Shutdown { .. }, rest @ ..] if rest == [Action::Close(CloseReason::Finished)] => {
+            rest
+        }
+        all => all,
+    }
+}
+
+/// What an operation counts for in the share of a turn.
+fn work(event: Event) -> u32 {
+    match event {
+        Event::Received { n, .. } => n.div_ceil(RECEIVE_SIZE as u32).max(1),
+        _ => 1,
     }
 }
 

@@ -6,20 +6,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::backlog::{Backlog, Fresh};
 use crate::conn::{Cause, Event, Operation, Side};
 use crate::sys::epoll::Readiness;
 use crate::sys::stream;
+use crate::worker::cx::Cx;
+use crate::worker::pace::Pace;
+use crate::worker::pipes::{Bulk, Filled, Pipes};
 
-/// The most that one receive takes, and so the most that ever waits for a slow receiver: per
-/// direction, in our memory, beside the kernel's own buffers.
+/// The most that one copying receive takes, and so the most that ever waits for a slow receiver:
+/// per direction, in our memory, beside the kernel's own buffers.
 pub(super) const RECEIVE_SIZE: usize = 64 << 10;
-
-/// What was received and not yet sent: exactly as large as it has to be, there only while it waits.
-#[derive(Debug)]
-struct Backlog {
-    bytes: Box<[u8]>,
-    sent: usize,
-}
 
 /// One socket and what is known about it.
 #[derive(Debug)]
@@ -30,6 +27,8 @@ pub(super) struct End {
     writable: bool,
     /// The kernel reported an error that nobody has taken yet.
     error: bool,
+    /// An event told of room to write and of nothing else that could end a connect: it is done.
+    connected: bool,
     /// A FIN, an error or urgent data was announced: a short receive does not mean that there is
     /// no more. (Linux ends a receive at the urgent mark, also in line; tcp(7).)
     beyond: bool,
@@ -37,6 +36,8 @@ pub(super) struct End {
     pub(super) receiving: bool,
     /// A send of what waits for this socket is outstanding.
     pub(super) sending: bool,
+    /// How what comes from this socket has come of late.
+    pace: Pace,
     /// What waits for this socket. Boxed: an idle connection has none.
     backlog: Option<Box<Backlog>>,
 }
@@ -49,9 +50,11 @@ impl End {
             readable: false,
             writable: false,
             error: false,
+            connected: false,
             beyond: false,
             receiving: false,
             sending: false,
+            pace: Pace::new(),
             backlog: None,
         }
     }
@@ -73,12 +76,15 @@ impl End {
         self.readable |= ready.readable() || over;
         self.writable |= ready.writable() || ready.error() || ready.hung_up();
         self.error |= ready.error();
+        // tcp_poll: no room to write is told of before a connect has ended.
+        self.connected = ready.writable() && !(ready.error() || ready.hung_up());
         self.beyond |= over || ready.urgent();
     }
 
     /// Has the next operation ask the kernel, whatever events have told.
     pub(super) fn expect_writable(&mut self) {
         self.writable = true;
+        self.connected = false;
     }
 
     /// Completes the outstanding connect to `address`, if it can be.
@@ -86,7 +92,12 @@ impl End {
         if !(self.writable || self.error) {
             return None;
         }
-        match stream::connect_again(self.socket()?, address) {
+        let socket = self.socket()?;
+        let result = match self.connected {
+            true => stream::check_other(socket, address),
+            false => stream::connect_again(socket, address),
+        };
+        match result {
             Err(Errno::ALREADY) => {
                 self.writable = false;
                 None
@@ -113,63 +124,72 @@ impl End {
         Some(self.failed(Operation::SendOrWatch, errno))
     }
 
-    /// Completes the outstanding receive, if it can be.
-    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Option<Event> {
+    /// Completes the outstanding receive, if it can be. What it brings is to be sent, or kept, at
+    /// once: it is in the worker's scratch buffer, or in a pipe that others need.
+    pub(super) fn receive(&mut self, cx: &mut Cx) -> Option<(Event, Fresh)> {
         if !(self.receiving && self.readable) {
             return None;
         }
+        let (event, fresh) = match self.pace.is_bulk() {
+            true => self.splice(cx)?,
+            false => self.copy(cx)?,
+        };
+        self.receiving = false;
+        if let Event::Received { n, .. } = event {
+            self.pace.note(n as usize);
+        }
+        Some((event, fresh))
+    }
+
+    fn copy(&mut self, cx: &mut Cx) -> Option<(Event, Fresh)> {
         let side = self.side;
-        match stream::receive(self.socket()?, buffer) {
+        match stream::receive(self.socket()?, &mut cx.scratch[..RECEIVE_SIZE]) {
             Ok(n) => {
-                self.receiving = false;
-                self.readable = n == buffer.len() || self.beyond;
-                Some(Event::Received { side, n: n as u32 })
+                self.readable = n == RECEIVE_SIZE || self.beyond;
+                Some((Event::Received { side, n: n as u32 }, Fresh::Copied(n)))
             }
             Err(Errno::AGAIN) => {
                 self.readable = false;
                 None
             }
-            Err(errno) => {
-                self.receiving = false;
-                Some(self.failed(Operation::Receive, errno))
+            Err(errno) => Some((self.failed(Operation::Receive, errno), Fresh::None)),
+        }
+    }
+
+    fn splice(&mut self, cx: &mut Cx) -> Option<(Event, Fresh)> {
+        let side = self.side;
+        let filled = cx.pipes.fill(&mut cx.descriptors, cx.now, self.socket()?);
+        match filled {
+            // The pipe may have been full before the socket was empty: the next one tells.
+            Filled::Bytes(bulk) => {
+                let n = bulk.held();
+                Some((Event::Received { side, n }, Fresh::Piped(bulk)))
             }
+            // A FIN or an urgent mark: a copy tells which, and takes the byte behind the mark.
+            Filled::Nothing if self.beyond => self.copy(cx),
+            Filled::Nothing => {
+                self.readable = false;
+                None
+            }
+            Filled::NoPipe => {
+                cx.counters.bulk_copied.add(1);
+                self.copy(cx)
+            }
+            Filled::Failed(errno) => Some((self.failed(Operation::Receive, errno), Fresh::None)),
         }
     }
 
     /// Completes the outstanding send of what waits, if it can be.
-    pub(super) fn send_backlog(&mut self) -> Option<Event> {
+    pub(super) fn send_backlog(&mut self, pipes: &mut Pipes) -> Option<Event> {
         if !(self.sending && self.writable) {
             return None;
         }
         let mut backlog = self.backlog.take()?;
-        let result = self.transmit(&backlog.bytes[backlog.sent..]);
-        match result {
-            Ok(0) => {
-                self.backlog = Some(backlog);
-                None
+        let result = match &mut *backlog {
+            Backlog::Bytes { bytes, sent } => {
+                self.transmit(&bytes[*sent..]).inspect(|n| *sent += n)
             }
-            Ok(n) => {
-                self.sending = false;
-                backlog.sent += n;
-                if backlog.sent < backlog.bytes.len() {
-                    self.backlog = Some(backlog);
-                }
-                Some(self.sent(n))
-            }
-            Err(errno) => {
-                self.sending = false;
-                Some(self.failed(Operation::SendOrWatch, errno))
-            }
-        }
-    }
-
-    /// Sends bytes fresh from a receive; what finds no room waits. Nothing else is waiting: the
-    /// machine does not receive while something is.
-    pub(super) fn send_fresh(&mut self, bytes: &[u8]) -> Option<Event> {
-        self.sending = true;
-        let result = match self.writable {
-            true => self.transmit(bytes),
-            false => Ok(0),
+            Backlog::Pipe(bulk) => self.drain(bulk),
         };
         let n = match result {
             Ok(n) => n,
@@ -178,17 +198,59 @@ impl End {
                 return Some(self.failed(Operation::SendOrWatch, errno));
             }
         };
-        if n < bytes.len() {
-            self.backlog = Some(Box::new(Backlog {
-                bytes: bytes[n..].into(),
-                sent: 0,
-            }));
+        match *backlog {
+            Backlog::Pipe(bulk) if bulk.held() == 0 => pipes.give(bulk),
+            _ if backlog.left() == 0 => {}
+            _ => self.backlog = Some(backlog),
         }
-        if n == 0 {
-            return None;
+        self.took(n)
+    }
+
+    /// Sends what a receive has just brought; what finds no room waits. Nothing else is waiting:
+    /// the machine does not receive while something is.
+    pub(super) fn send_fresh(&mut self, bytes: &[u8]) -> Option<Event> {
+        self.sending = true;
+        let result = match self.writable {
+            true => self.transmit(bytes),
+            false => Ok(0),
+        };
+        match result {
+            Ok(n) => {
+                self.backlog = Backlog::of_bytes(&bytes[n..]);
+                self.took(n)
+            }
+            Err(errno) => {
+                self.sending = false;
+                Some(self.failed(Operation::SendOrWatch, errno))
+            }
         }
-        self.sending = false;
-        Some(self.sent(n))
+    }
+
+    /// As [`End::send_fresh`], of bytes in a pipe. After an error nobody will have them: the pipe
+    /// is closed, not pooled.
+    pub(super) fn send_piped(&mut self, cx: &mut Cx, mut bulk: Bulk) -> Option<Event> {
+        self.sending = true;
+        let result = match self.writable {
+            true => self.drain(&mut bulk),
+            false => Ok(0),
+        };
+        let result = result.and_then(|n| {
+            match bulk.held() {
+                0 => cx.pipes.give(bulk),
+                _ => {
+                    let kept = cx.pipes.keep(&cx.descriptors, bulk)?;
+                    self.backlog = Some(Backlog::of_kept(kept));
+                }
+            }
+            Ok(n)
+        });
+        match result {
+            Ok(n) => self.took(n),
+            Err(errno) => {
+                self.sending = false;
+                Some(self.failed(Operation::SendOrWatch, errno))
+            }
+        }
     }
 
     /// How many bytes found room; none is no error. After less than all, epoll tells when there
@@ -208,6 +270,31 @@ impl End {
             }
             Err(errno) => Err(errno),
         }
+    }
+
+    /// As [`End::transmit`], out of a pipe. After less than all the kernel is asked once more: a
+    /// splice may end early for other reasons than room, and then no event would come.
+    fn drain(&mut self, bulk: &mut Bulk) -> Result<usize, Errno> {
+        let Some(socket) = self.socket() else {
+            return Ok(0);
+        };
+        match bulk.drain(socket) {
+            Ok(n) => Ok(n),
+            Err(Errno::AGAIN) => {
+                self.writable = false;
+                Ok(0)
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The kernel took `n` bytes: the outstanding send completes, unless that is none.
+    fn took(&mut self, n: usize) -> Option<Event> {
+        if n == 0 {
+            return None;
+        }
+        self.sending = false;
+        Some(self.sent(n))
     }
 
     fn sent(&self, n: usize) -> Event {

@@ -4,9 +4,12 @@
 //! machine ([`crate::conn`]) decides everything. Sockets are registered once, edge-triggered.
 //!
 //! What a connection costs: one entry of the slab and one of the timer wheel. Bytes go through
-//! the worker's one scratch buffer straight to the other socket; only what finds no room there is
-//! kept, at most 64 KiB per direction, and only until it is sent: nothing more is read meanwhile.
+//! the worker's one scratch buffer straight to the other socket, or, once a direction is bulk
+//! ([`super::pace`]), through a pipe ([`super::pipes`]). Only what finds no room there is kept, at
+//! most 64 KiB of memory per direction or a pipe of the kernel's pages, and only until it is sent:
+//! nothing more is read meanwhile.
 
+mod backlog;
 mod connection;
 mod dial;
 mod end;

@@ -198,11 +198,12 @@ impl Driver {
 
     /// As [`udp::connect`]; out of descriptors or ports, the oldest unanswered flow gives its own.
     fn connect(&mut self, cx: &mut Cx, backend: SocketAddr) -> Result<OwnedFd, Errno> {
-        match udp::connect(backend) {
+        let random = cx.rng.next();
+        match udp::connect(backend, cx.sources.order(backend, random)) {
             Err(Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::ADDRNOTAVAIL)
                 if self.shed(cx) =>
             {
-                udp::connect(backend)
+                udp::connect(backend, cx.sources.order(backend, random))
             }
             result => result,
         }

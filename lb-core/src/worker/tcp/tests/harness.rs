@@ -64,6 +64,16 @@ pub(super) struct Proxy {
 
 impl Proxy {
     pub(super) fn start(at: IpAddr, backends: &[SocketAddr], policy: Policy) -> Proxy {
+        Proxy::within(4_096, at, backends, policy)
+    }
+
+    /// As [`Proxy::start`], with so many descriptors for traffic.
+    pub(super) fn within(
+        descriptors: u64,
+        at: IpAddr,
+        backends: &[SocketAddr],
+        policy: Policy,
+    ) -> Proxy {
         let wake = Arc::new(Wake::new().expect("eventfd"));
         let (cut, stop) = (
             Arc::new(AtomicBool::new(false)),
@@ -78,7 +88,7 @@ impl Proxy {
             let listener = listen_tcp(SocketAddr::new(at, 0), PATIENCE).expect("a listener");
             let address = local_address(&listener);
             let frontend = frontend(address, &backends, policy);
-            let mut worker = Worker::new(&frontend, at_most);
+            let mut worker = Worker::new(&frontend, at_most, descriptors);
             let counters = (
                 Arc::clone(&worker.local.counters),
                 Arc::clone(&worker.cx.counters),
@@ -114,6 +124,11 @@ impl Proxy {
         self.most.load(Ordering::SeqCst)
     }
 
+    /// The pipes that exist now, spare ones too.
+    pub(super) fn pipes(&self) -> u64 {
+        self.worker.pipe_descriptors.value() / 2
+    }
+
     pub(super) fn closed(&self, reason: CloseReason) -> u64 {
         self.counters.closed(reason).value()
     }
@@ -136,6 +151,7 @@ impl Proxy {
                 && sum() == self.counters.connections_opened.value()
         });
         assert_eq!(self.worker.descriptors.value(), 0);
+        assert!(self.pipes() <= 16, "only spare pipes outlive connections");
     }
 
     /// As [`Proxy::settle`], for connections that all ended for one reason.
@@ -160,6 +176,9 @@ impl Drop for Proxy {
             && !std::thread::panicking()
         {
             panic!("the worker panicked");
+        }
+        if !std::thread::panicking() {
+            assert_eq!(self.pipes(), 0, "pipes left over");
         }
     }
 }
@@ -211,11 +230,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(frontend: &Arc<Frontend>, most: Arc<AtomicU64>) -> Worker {
+    fn new(frontend: &Arc<Frontend>, most: Arc<AtomicU64>, allowance: u64) -> Worker {
         let counters = Arc::new(WorkerCounters::default());
         let all: Arc<[Arc<WorkerCounters>]> = Arc::new([Arc::clone(&counters)]);
         let mut descriptors = Descriptors::new(all, 0).expect("a descriptor");
-        descriptors.allow(4_096);
+        descriptors.allow(allowance);
         let limits = Limits::default();
         let tcp = Tcp::new(&limits);
         let cx = Cx::new(
@@ -313,8 +332,13 @@ pub(super) fn one_backend(at: IpAddr) -> (SocketAddr, mpsc::Receiver<TcpStream>)
 
 /// A client and the server's end of its connection through a proxy.
 pub(super) fn pair(policy: Policy) -> (Proxy, TcpStream, TcpStream) {
+    pair_within(4_096, policy)
+}
+
+/// As [`pair`], with so many descriptors for the proxy's traffic.
+pub(super) fn pair_within(descriptors: u64, policy: Policy) -> (Proxy, TcpStream, TcpStream) {
     let (address, streams) = one_backend(V4);
-    let proxy = Proxy::start(V4, &[address], policy);
+    let proxy = Proxy::within(descriptors, V4, &[address], policy);
     let client = proxy.connect();
     let server = streams.recv_timeout(PATIENCE).expect("it is dialled");
     (proxy, client, server)

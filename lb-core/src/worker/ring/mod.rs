@@ -1,0 +1,357 @@
+//! TCP by completions: drives the connections of one worker on its io_uring.
+//!
+//! All completions of a turn are taken in first: each is noted at its connection, which becomes
+//! *dirty*. Then every dirty connection runs once: so what came in several pieces leaves in one
+//! send, and all sends of a turn enter the kernel together. The machine ([`crate::conn`]) is the
+//! one that the epoll driver runs.
+//!
+//! Memory that many share waits for nobody: bytes stay in provided buffers only while a send that
+//! does not wait is under way. What finds no room is copied into memory of the connection's own,
+//! and its receive is cancelled until that is sent.
+
+mod bulk;
+mod connection;
+mod dial;
+mod lane;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::cx::Cx;
+use super::descriptors::{Accepted, Use};
+use super::local::Local;
+use super::pipes::Bulk;
+use super::token::{Kind, Token};
+use crate::conn::{Side, Timeouts};
+use crate::slab::{Key, Slab};
+use crate::stats::CloseReason;
+use crate::sys::clock;
+use crate::time::Time;
+use crate::uring::{Completion, Counts, Got, Owner, Payload, Ring};
+use connection::{Connection, Outcome};
+
+/// Callers taken from one listener before the others have their turn.
+const ACCEPTS_PER_TURN: usize = 32;
+/// Completions taken in in one turn.
+const COMPLETIONS: usize = 1_024;
+/// After this the dirty ones that are left go on in the next turn.
+const RUN_TIME: Duration = Duration::from_millis(2);
+/// Connections run between two looks at the clock.
+const RUNS_PER_LOOK: usize = 32;
+
+/// How long after one side's FIN its socket is watched for a reset: most connections are over by
+/// then, and have saved the system call.
+const WATCH_AFTER: Duration = Duration::from_millis(4);
+
+/// What has just come from one socket, on its way to the other.
+#[derive(Debug)]
+pub(super) enum Fresh {
+    /// By the ring.
+    Received(Payload),
+    /// So many bytes, at the start of the worker's scratch buffer.
+    Copied(usize),
+    Piped(Bulk),
+}
+
+impl Fresh {
+    /// How many bytes.
+    pub(super) fn len(&self) -> u32 {
+        match self {
+            Fresh::Received(payload) => payload.len(),
+            Fresh::Copied(n) => *n as u32,
+            Fresh::Piped(bulk) => bulk.held(),
+        }
+    }
+}
+
+/// What all connections of a worker use.
+pub(super) struct Io {
+    pub(super) ring: Ring,
+    /// Sockets to be watched for errors, and when, oldest first.
+    late: VecDeque<(Time, Owner)>,
+}
+
+impl Io {
+    /// This side has sent its FIN: should it reset after that, no receive tells.
+    pub(super) fn watch_later(&mut self, cx: &Cx, owner: Owner) {
+        self.late.push_back((cx.now + WATCH_AFTER, owner));
+    }
+}
+
+/// Every connection of one worker, and its ring.
+pub(crate) struct RingTcp {
+    io: Io,
+    /// When the timer comes by which the first of those is watched; past: none is set.
+    alarm: Time,
+    connections: Slab<Connection>,
+    /// Something has completed; to be run at the end of the turn.
+    dirty: VecDeque<Key>,
+    /// Receives that found no buffer, to be begun again when there are some.
+    starved: VecDeque<Owner>,
+}
+
+impl RingTcp {
+    pub(crate) fn new(ring: Ring) -> RingTcp {
+        RingTcp {
+            io: Io {
+                ring,
+                late: VecDeque::new(),
+            },
+            alarm: Time::ZERO,
+            connections: Slab::new(),
+            dirty: VecDeque::new(),
+            starved: VecDeque::new(),
+        }
+    }
+
+    /// Makes the calling thread the ring's own.
+    ///
+    /// # Errors
+    /// None that could heal.
+    pub(super) fn enable(&mut self) -> std::io::Result<()> {
+        self.io.ring.enable()
+    }
+
+    /// Submits what the last turn asked for, sleeps until something completes, and takes it in.
+    /// Says whether the epoll instance, which the ring polls, has events.
+    ///
+    /// # Errors
+    /// None that could heal.
+    pub(super) fn wait(&mut self, cx: &mut Cx, timeout: Duration) -> Result<bool, Errno> {
+        self.io.ring.poll_readiness(cx.poller().as_fd());
+        self.io.ring.wait(timeout)?;
+        let mut readable = false;
+        for _ in 0..COMPLETIONS {
+            let Some(completion) = self.io.ring.next() else {
+                break;
+            };
+            cx.counters.events.add(1);
+            match completion {
+                Completion::Readiness => readable = true,
+                completion => self.on_completion(completion),
+            }
+        }
+        Ok(readable)
+    }
+
+    /// `listener` has callers. Level-triggered: takes a bounded number of them, the rest is told
+    /// again.
+    pub(crate) fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            match cx.descriptors.accept(local, listener) {
+                Accepted::Connection(socket, client) => self.admit(cx, local, socket, client),
+                Accepted::Shed => {}
+                Accepted::Empty => return,
+            }
+        }
+    }
+
+    fn admit(&mut self, cx: &mut Cx, local: &Rc<Local>, socket: OwnedFd, client: SocketAddr) {
+        #[cfg(feature = "failpoints")]
+        crate::failpoint::accepted();
+        let policy = local.policy();
+        let timeouts = Timeouts::new(
+            policy.connect_timeout,
+            policy.connect_budget,
+            policy.idle_timeout,
+            policy.half_close_timeout,
+        );
+        let denied = !policy.sources.contains(client.ip());
+        drop(policy);
+        local.counters.connections_active.add(1);
+        cx.counters.connections_active.add(1);
+        let connection = Connection::new(local, socket, timeouts);
+        let key = self.connections.insert(connection);
+        self.with(cx, key, |connection, cx, io| match denied {
+            true => connection.deny(cx, io, key),
+            false => connection.admit(cx, io, key, client),
+        });
+    }
+
+    /// Something of ours has completed. It may be for a connection that is gone.
+    fn on_completion(&mut self, completion: Completion) {
+        let owner = match &completion {
+            Completion::Received { owner, .. }
+            | Completion::Sent { owner, .. }
+            | Completion::Connected { owner, .. }
+            | Completion::Ready { owner, .. } => *owner,
+            Completion::Readiness | Completion::Accepted { .. } | Completion::Nothing => return,
+        };
+        if let Completion::Received {
+            got: Got::NoBuffers,
+            ..
+        } = &completion
+        {
+            self.starved.push_back(owner);
+        }
+        match self.connections.get_mut(owner.key) {
+            Some(connection) => {
+                connection.note(&mut self.io, owner, completion);
+                self.mark(owner.key);
+            }
+            None => self.discard(completion),
+        }
+    }
+
+    fn discard(&mut self, completion: Completion) {
+        match completion {
+            Completion::Received {
+                got: Got::Data(chain),
+                ..
+            } => self.io.ring.discard(Payload::Chain(chain)),
+            Completion::Sent { rest, .. } => self.io.ring.discard(rest),
+            _ => {}
+        }
+    }
+
+    fn mark(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !std::mem::replace(&mut connection.is_dirty, true)
+        {
+            self.dirty.push_back(key);
+        }
+    }
+
+    /// A timer of ours came. The token may be stale.
+    pub(crate) fn on_timer(&mut self, cx: &mut Cx, token: Token) {
+        let key = token.key();
+        self.with(cx, key, |connection, cx, io| {
+            connection.on_timer(cx, io, key)
+        });
+    }
+
+    /// Every completion of the turn was noted: those concerned run, each once, for as long as the
+    /// turn may last.
+    pub(crate) fn end_turn(&mut self, cx: &mut Cx) {
+        let begun = cx.now;
+        for n in 0..self.dirty.len() {
+            if n % RUNS_PER_LOOK == RUNS_PER_LOOK - 1 {
+                cx.now = clock::now();
+                if cx.now.since(begun) > RUN_TIME {
+                    break;
+                }
+            }
+            let Some(key) = self.dirty.pop_front() else {
+                break;
+            };
+            self.with(cx, key, |connection, cx, io| {
+                connection.is_dirty = false;
+                connection.run(cx, io, key)
+            });
+        }
+        self.feed();
+        self.watch_late(cx);
+        self.count(cx);
+    }
+
+    fn count(&mut self, cx: &Cx) {
+        let ring = &mut self.io.ring;
+        let counters = &cx.counters;
+        let Counts {
+            submissions_full,
+            no_buffers,
+            cancels,
+        } = ring.counts();
+        counters.ring_full.set(submissions_full);
+        counters.ring_no_buffers.set(no_buffers);
+        counters.ring_cancels.set(cancels);
+        counters.ring_overflows.set(ring.overflows());
+        counters.ring_buffers.set(ring.buffers().lent().into());
+        counters.ring_in_flight.set(ring.in_flight() as u64);
+    }
+
+    /// Begins to watch those that are half-closed still.
+    fn watch_late(&mut self, cx: &mut Cx) {
+        while let Some(&(at, owner)) = self.io.late.front() {
+            if at > cx.now {
+                // The wake itself means nothing: a turn is all that it takes.
+                if self.alarm <= cx.now {
+                    self.alarm = at;
+                    cx.timers.arm(at, Token::single(Kind::Wake));
+                }
+                return;
+            }
+            self.io.late.pop_front();
+            if let Some(connection) = self.connections.get_mut(owner.key) {
+                connection.watch(cx, owner);
+            }
+        }
+    }
+
+    /// epoll has found an error on a socket that is watched for it.
+    pub(crate) fn on_event(&mut self, token: Token) {
+        let side = match token.kind() {
+            Some(Kind::Upstream) => Side::Upstream,
+            _ => Side::Downstream,
+        };
+        if let Some(connection) = self.connections.get_mut(token.key()) {
+            connection.note_error(side);
+            self.mark(token.key());
+        }
+    }
+
+    /// Begins the receives again that had found no buffer, now that this turn's are given back.
+    fn feed(&mut self) {
+        if self.starved.is_empty() || self.io.ring.buffers().is_short() {
+            return;
+        }
+        for _ in 0..self.starved.len() {
+            let Some(owner) = self.starved.pop_front() else {
+                return;
+            };
+            if let Some(connection) = self.connections.get_mut(owner.key) {
+                connection.resume(&mut self.io, owner);
+            }
+        }
+    }
+
+    /// Is there work that no completion will tell of? The worker must not sleep then.
+    pub(crate) fn has_work(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// The deadline of the drain: every connection that is left ends now.
+    pub(crate) fn cut(&mut self, cx: &mut Cx) {
+        for key in self.connections.keys() {
+            self.with(cx, key, |connection, cx, io| connection.cut(cx, io, key));
+        }
+    }
+
+    /// Does no connection live?
+    pub(crate) fn is_idle(&self) -> bool {
+        self.connections.is_empty()
+    }
+
+    /// Lets one connection do something, and takes note of where it stands then.
+    fn with(
+        &mut self,
+        cx: &mut Cx,
+        key: Key,
+        act: impl FnOnce(&mut Connection, &mut Cx, &mut Io) -> Outcome,
+    ) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        match act(connection, cx, &mut self.io) {
+            Outcome::Waits => {}
+            Outcome::HasMore => self.mark(key),
+            Outcome::Closed(reason) => self.remove(cx, key, reason),
+        }
+    }
+
+    fn remove(&mut self, cx: &mut Cx, key: Key, reason: CloseReason) {
+        let Some(connection) = self.connections.remove(key) else {
+            return;
+        };
+        let counters = &connection.session.local.counters;
+        counters.closed(reason).add(1);
+        counters.connections_active.sub(1);
+        cx.counters.connections_active.sub(1);
+        cx.descriptors.give(Use::Connection);
+    }
+}
