@@ -22,10 +22,15 @@ struct Alarm {
     index: u32,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Deadlines(Vec<Alarm>);
 
 impl Deadlines {
+    /// For about `most` alarms.
+    pub(super) fn new(most: usize) -> Deadlines {
+        Deadlines(Vec::with_capacity(most))
+    }
+
     /// Sets the alarm of a flow that has none.
     pub(super) fn arm(&mut self, places: &mut impl Places, at: Time, index: u32) {
         self.0.push(Alarm { at, index });
@@ -132,7 +137,7 @@ mod tests {
         fn the_first_alarm_is_the_earliest(
             steps in prop::collection::vec((0..40u32, 0..50u64, any::<bool>()), 1..300)
         ) {
-            let (mut deadlines, mut places) = (Deadlines::default(), vec![u32::MAX; 40]);
+            let (mut deadlines, mut places) = (Deadlines::new(0), vec![u32::MAX; 40]);
             let mut model = std::collections::BTreeMap::new();
             for (index, at, ends) in steps {
                 let at = Time::from_micros(at);

@@ -66,6 +66,10 @@ pub use crate::slab::Key as FlowId;
 /// pool of dead backends, or a forger of ICMP, can make us send.
 pub const MAX_REFUSALS: u8 = 8;
 
+/// Memory is reserved for as many flows as there may be, so that nothing ever has to be moved; past
+/// so many, which is some 400 MB of addresses, it grows by doubling.
+const MAX_RESERVED: usize = 1 << 20;
+
 /// The flows of one worker.
 #[derive(Debug)]
 pub struct Flows<T> {
@@ -84,14 +88,15 @@ impl<T> Flows<T> {
     /// An empty table. `seed` keys its hashes and must be unknown to clients.
     pub fn new(limits: Limits, seed: [u8; 16]) -> Flows<T> {
         let hash = KeyedHash::new(seed);
+        let most = limits.flows.min(MAX_RESERVED);
         Flows {
             limits,
-            slots: Slots::new(),
+            slots: Slots::new(most),
             index: Index::new(limits.flows, hash.clone()),
             frontends: HashMap::with_hasher(hash.clone()),
-            sources: Sources::new(limits.flows_per_source, limits.flows, hash),
+            sources: Sources::new(limits.flows_per_source, most, hash),
             one_way: Chain::default(),
-            deadlines: Deadlines::default(),
+            deadlines: Deadlines::new(most),
             copies: Copies::new(limits.copy_bytes),
         }
     }

@@ -87,8 +87,9 @@ impl<T> Flow<T> {
 pub(super) struct Slots<T>(Slab<Flow<T>>);
 
 impl<T> Slots<T> {
-    pub(super) fn new() -> Slots<T> {
-        Slots(Slab::new())
+    /// For about `most` flows.
+    pub(super) fn new(most: usize) -> Slots<T> {
+        Slots(Slab::with_capacity(most))
     }
 
     pub(super) fn len(&self) -> usize {

@@ -96,12 +96,12 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// `most` is how many there may be.
+    /// For about `most` sources.
     pub(super) fn new(limit: usize, most: usize, hash: KeyedHash) -> Sources {
         Sources {
             limit,
             index: Index::new(most, hash),
-            all: Slab::new(),
+            all: Slab::with_capacity(most),
         }
     }
 
