@@ -135,6 +135,39 @@ impl Conn {
         }
     }
 
+    /// Relays it, with neither side failed? Then another driver can take it over.
+    pub fn is_relaying(&self) -> bool {
+        self.phase == Phase::Relaying && self.failed().is_none()
+    }
+
+    /// Has this side's FIN been forwarded?
+    pub fn has_finished(&self, side: Side) -> bool {
+        self.directions[side.index()].stage == Stage::Finished
+    }
+
+    /// `n` bytes of `side` that nobody was told of wait beside those that do: of a driver that
+    /// receives ahead, and gives the connection up.
+    pub fn add_buffered(&mut self, side: Side, n: u32) {
+        let direction = &mut self.directions[side.index()];
+        if matches!(direction.stage, Stage::Receiving | Stage::Sending) && n > 0 {
+            direction.stage = Stage::Sending;
+            direction.buffered += n;
+        }
+    }
+
+    /// What a driver has to start that takes a relaying connection over: all that is outstanding.
+    pub fn resume(&mut self, out: &mut Actions) {
+        for side in Side::BOTH {
+            match self.directions[side.index()].stage {
+                Stage::Receiving => out.push(Action::Receive { side }),
+                Stage::Sending => out.push(Action::Send { side: side.peer() }),
+                Stage::Waiting | Stage::Finished | Stage::Ended => {}
+            }
+        }
+        self.armed = NEVER;
+        self.arm(out);
+    }
+
     fn pick(&mut self, out: &mut Actions) {
         self.phase = Phase::Picking;
         out.push(Action::Pick {

@@ -91,7 +91,7 @@ impl<T> Flows<T> {
         let most = limits.flows.min(MAX_RESERVED);
         Flows {
             limits,
-            slots: Slots::new(most),
+            slots: Slots::new(),
             index: Index::new(limits.flows, hash.clone()),
             frontends: HashMap::with_hasher(hash.clone()),
             sources: Sources::new(limits.flows_per_source, most, hash),

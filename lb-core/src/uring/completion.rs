@@ -36,7 +36,7 @@ pub(crate) enum Completion {
         flight: Key,
         result: Result<(), Errno>,
     },
-    /// A poll has ended: the socket is ready, or has failed.
+    /// A poll has ended: the socket is ready, or has failed, or the poll was cancelled.
     Ready { owner: Owner, what: Readable },
     /// Nothing that anybody waits for.
     Nothing,
@@ -89,8 +89,14 @@ impl Ring {
                 let got = self.received(result, flags);
                 Completion::Received { owner, got, more }
             }
-            Some(Op::PollIn) => ready(owner, Readable::In, result),
-            Some(Op::PollOut) => ready(owner, Readable::Out, result),
+            Some(Op::PollIn) => Completion::Ready {
+                owner,
+                what: Readable::In,
+            },
+            Some(Op::PollOut) => Completion::Ready {
+                owner,
+                what: Readable::Out,
+            },
             Some(Op::Flight) => self.landed(owner.key, result),
         }
     }
@@ -146,14 +152,6 @@ impl Ring {
             },
             None => Completion::Nothing,
         }
-    }
-}
-
-/// A poll that was cancelled tells nobody anything.
-fn ready(owner: Owner, what: Readable, result: Result<u32, Errno>) -> Completion {
-    match result {
-        Err(Errno::CANCELED) => Completion::Nothing,
-        _ => Completion::Ready { owner, what },
     }
 }
 

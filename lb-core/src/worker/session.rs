@@ -89,15 +89,33 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(local: &Rc<Local>, timeouts: Timeouts) -> Session {
+        Session::adopted(Conn::new(timeouts), Rc::clone(local), None)
+    }
+
+    /// Of a connection that was taken over.
+    pub(super) fn adopted(machine: Conn, local: Rc<Local>, claim: Option<Claim>) -> Session {
         Session {
-            machine: Conn::new(timeouts),
-            local: Rc::clone(local),
-            claim: None,
+            machine,
+            local,
+            claim,
             passing: None,
             timer: None,
             deadline: NEVER,
             is_bounded: false,
         }
+    }
+
+    /// Is it neither dialling nor flushing, and relays?
+    pub(super) fn can_be_exported(&self) -> bool {
+        self.machine.is_relaying() && self.passing.is_none()
+    }
+
+    /// Gives everything up.
+    pub(super) fn export(mut self, cx: &mut Cx) -> (Conn, Rc<Local>, Option<Claim>) {
+        if let Some(id) = self.timer.take() {
+            cx.timers.cancel(id);
+        }
+        (self.machine, self.local, self.claim)
     }
 
     /// The search for a backend begins.

@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub(super) next: Option<Event>,
     /// It stands in the list of those to run.
     pub(super) is_dirty: bool,
+    /// It is to be given up: nothing more is begun.
+    pub(super) quiescing: bool,
     /// Whose completions are looked at first; alternates.
     first: Side,
 }
@@ -47,11 +49,17 @@ pub(super) enum Outcome {
 
 impl Connection {
     pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
+        let lanes = [Lane::new(Some(socket)), Lane::new(None)];
+        Connection::with(Session::new(local, timeouts), lanes)
+    }
+
+    pub(super) fn with(session: Session, lanes: [Lane; 2]) -> Connection {
         Connection {
-            session: Session::new(local, timeouts),
-            lanes: [Lane::new(Some(socket)), Lane::new(None)],
+            session,
+            lanes,
             next: None,
             is_dirty: false,
+            quiescing: false,
             first: Side::Downstream,
         }
     }
@@ -106,6 +114,9 @@ impl Connection {
             // The send of provided buffers does not wait; one of our own memory does.
             Err(Errno::AGAIN | Errno::INTR | Errno::CANCELED) => {
                 lane.keep(&mut io.ring, from, rest);
+                if self.quiescing {
+                    return;
+                }
                 let backlog = lane.slow.as_mut().and_then(|slow| slow.backlog.take());
                 if let Some(backlog) = backlog {
                     lane::send(
@@ -168,7 +179,7 @@ impl Connection {
     /// Acts upon what has completed, up to its share of a turn.
     pub(super) fn run(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
         let mut done = 0;
-        while done < WORK_PER_TURN {
+        while done < WORK_PER_TURN && !self.quiescing {
             let Some((event, fresh)) = self.next_completion(cx, io, key) else {
                 return Outcome::Waits;
             };
@@ -177,7 +188,10 @@ impl Connection {
                 return Outcome::Closed(reason);
             }
         }
-        Outcome::HasMore
+        match self.quiescing {
+            true => Outcome::Waits,
+            false => Outcome::HasMore,
+        }
     }
 
     /// Tells the machine and carries out what it says, and so on while that completes at once.
@@ -268,7 +282,7 @@ impl Connection {
     }
 
     /// Carries out one action; the reason, if it was the last. `fresh` was just received.
-    fn act(
+    pub(super) fn act(
         &mut self,
         cx: &mut Cx,
         io: &mut Io,
@@ -447,3 +461,5 @@ fn failed(side: Side, operation: Operation, errno: Errno) -> Event {
         cause: cause(errno),
     }
 }
+#[cfg(test)]
+mod size_tests { use super::*; #[test] fn sizes() { eprintln!("SIZES conn {} session {} lane {} connection {}", size_of::<crate::conn::Conn>(), size_of::<Session>(), size_of::<Lane>(), size_of::<Connection>()); } }

@@ -45,7 +45,6 @@ impl Connection {
             let side = Side::Downstream;
             self.lanes[side.index()].watch(cx, Owner { key, side });
         }
-        let random = cx.rng.next();
         let socket = match stream::tcp_socket(address) {
             Ok(socket) => socket,
             Err(errno) => return Some(self.connect_failed(cx, cause(errno))),

@@ -12,6 +12,7 @@
 mod bulk;
 mod connection;
 mod dial;
+mod export;
 mod lane;
 
 use std::collections::VecDeque;
@@ -24,6 +25,7 @@ use rustix::io::Errno;
 
 use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
+use super::export::Exported;
 use super::local::Local;
 use super::pipes::Bulk;
 use super::token::{Kind, Token};
@@ -320,6 +322,46 @@ impl RingTcp {
         for key in self.connections.keys() {
             self.with(cx, key, |connection, cx, io| connection.cut(cx, io, key));
         }
+    }
+
+    /// Begins to give a connection up: what is under way ends.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    pub(crate) fn quiesce(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.quiesce(&mut self.io);
+        }
+    }
+
+    /// Gives a quiesced connection up; `None` if it is gone, or something is still under way, or
+    /// it is busy with what ends by itself soon (a dial, a flush).
+    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    pub(crate) fn export(&mut self, cx: &mut Cx, key: Key) -> Option<Exported> {
+        let connection = self.connections.get_mut(key)?;
+        // What has completed is acted upon where that begins nothing.
+        if !connection.quiescing || !connection.is_quiet() {
+            return None;
+        }
+        let exported = self.connections.remove(key)?.export(cx, &mut self.io.ring);
+        cx.counters.connections_active.sub(1);
+        cx.descriptors.give(Use::Connection);
+        exported
+    }
+
+    /// Takes a connection over.
+    ///
+    /// # Errors
+    /// There are no descriptors for it: as it was.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    pub(crate) fn adopt(&mut self, cx: &mut Cx, exported: Exported) -> Result<Key, Box<Exported>> {
+        if !cx.descriptors.take(Use::Connection) {
+            return Err(Box::new(exported));
+        }
+        cx.counters.connections_active.add(1);
+        let key = self.connections.insert(Connection::adopted(exported));
+        self.with(cx, key, |connection, cx, io| {
+            connection.resume_all(cx, io, key)
+        });
+        Ok(key)
     }
 
     /// Does no connection live?

@@ -1,8 +1,9 @@
 //! One connection: carries out what its machine says, and tells it what completed.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::backlog::Fresh;
 use super::dial::Dial;
@@ -16,6 +17,7 @@ use crate::sys::{socket, stream};
 use crate::time::Time;
 use crate::timer::TimerId;
 use crate::worker::cx::Cx;
+use crate::worker::export::{Exported, ExportedEnd};
 use crate::worker::local::{Claim, Local};
 use crate::worker::token::{Kind, Token};
 
@@ -66,7 +68,17 @@ impl Connection {
                 End::new(Side::Downstream, Some(socket)),
                 End::new(Side::Upstream, None),
             ],
-            local: Rc::clone(local),
+            ..Connection::new_at(Rc::clone(local))
+        }
+    }
+
+    /// One without sockets.
+    fn new_at(local: Rc<Local>) -> Connection {
+        let none = Duration::ZERO;
+        Connection {
+            machine: Conn::new(Timeouts::new(none, none, none, none)),
+            ends: Side::BOTH.map(|side| End::new(side, None)),
+            local,
             claim: None,
             dial: None,
             flush: None,
@@ -77,6 +89,77 @@ impl Connection {
             is_bounded: false,
             first: Side::Downstream,
         }
+    }
+
+    /// Is nothing of it under way but receives and sends?
+    pub(super) fn can_be_exported(&self) -> bool {
+        self.machine.is_relaying() && self.dial.is_none() && self.flush.is_none()
+    }
+
+    /// Gives everything up; `None` if it was over already.
+    pub(super) fn export(mut self, cx: &mut Cx) -> Option<Exported> {
+        if let Some(id) = self.timer.take() {
+            cx.timers.cancel(id);
+        }
+        let waiting = self.ends.each_mut().map(End::take_waiting);
+        let sockets = self.ends.each_mut().map(End::take);
+        let ([Some(client), Some(backend)], [Ok(to_client), Ok(to_backend)]) = (sockets, waiting)
+        else {
+            return None;
+        };
+        cx.unwatch(client.as_fd());
+        cx.unwatch(backend.as_fd());
+        let ends = [(client, to_backend), (backend, to_client)];
+        Some(Exported {
+            machine: self.machine,
+            local: self.local,
+            claim: self.claim,
+            ends: ends.map(|(socket, unsent)| ExportedEnd { socket, unsent }),
+        })
+    }
+
+    /// What was given up elsewhere.
+    pub(super) fn adopted(exported: Exported) -> Connection {
+        let Exported {
+            machine,
+            local,
+            claim,
+            ends: [client, backend],
+        } = exported;
+        let ends = [
+            End::adopted(Side::Downstream, client.socket, &backend.unsent),
+            End::adopted(Side::Upstream, backend.socket, &client.unsent),
+        ];
+        Connection {
+            machine,
+            ends,
+            claim,
+            ..Connection::new_at(local)
+        }
+    }
+
+    /// Goes on with it.
+    pub(super) fn resume(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        for (side, kind) in [
+            (Side::Downstream, Kind::Downstream),
+            (Side::Upstream, Kind::Upstream),
+        ] {
+            let watched = self.ends[side.index()].socket().map_or(Ok(()), |socket| {
+                cx.watch(socket, Token::new(kind, key), Interest::STREAM)
+            });
+            if watched.is_err() {
+                self.close(cx);
+                return Outcome::Closed(CloseReason::LocalError);
+            }
+        }
+        let mut out = Actions::new();
+        self.machine.resume(&mut out);
+        for action in out.as_slice() {
+            if let Some(reason) = self.act(cx, key, *action, &mut Fresh::None) {
+                return Outcome::Closed(reason);
+            }
+        }
+        self.run(cx, key)
     }
 
     /// The client may not connect.

@@ -70,6 +70,25 @@ impl End {
         socket
     }
 
+    /// An end that was taken over, with what waits for it.
+    pub(super) fn adopted(side: Side, socket: OwnedFd, waiting: &[u8]) -> End {
+        let mut end = End::new(side, Some(socket));
+        end.backlog = Backlog::of_bytes(waiting);
+        end
+    }
+
+    /// Gives up what waits for this socket.
+    ///
+    /// # Errors
+    /// As [`Bulk::read_out`].
+    pub(super) fn take_waiting(&mut self) -> Result<Vec<u8>, Errno> {
+        match self.backlog.take().map(|backlog| *backlog) {
+            None => Ok(Vec::new()),
+            Some(Backlog::Bytes { bytes, sent }) => Ok(bytes[sent..].to_vec()),
+            Some(Backlog::Pipe(mut bulk)) => bulk.read_out().map(Into::into),
+        }
+    }
+
     /// Takes note of an event of epoll.
     pub(super) fn note(&mut self, ready: Readiness) {
         let over = ready.read_closed() || ready.hung_up() || ready.error();

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
+use super::export::Exported;
 use super::local::Local;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
@@ -141,6 +142,34 @@ impl Tcp {
         for key in self.connections.keys() {
             self.with(cx, key, |connection, cx| connection.cut(cx, key));
         }
+    }
+
+    /// Gives a connection up between two operations; `None` if it is gone, or busy with what ends
+    /// by itself soon (a dial, a flush).
+    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    pub(crate) fn export(&mut self, cx: &mut Cx, key: Key) -> Option<Exported> {
+        self.connections
+            .get(key)
+            .filter(|connection| connection.can_be_exported())?;
+        let exported = self.connections.remove(key)?.export(cx);
+        cx.counters.connections_active.sub(1);
+        cx.descriptors.give(Use::Connection);
+        exported
+    }
+
+    /// Takes a connection over.
+    ///
+    /// # Errors
+    /// There are no descriptors for it: as it was.
+    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    pub(crate) fn adopt(&mut self, cx: &mut Cx, exported: Exported) -> Result<Key, Box<Exported>> {
+        if !cx.descriptors.take(Use::Connection) {
+            return Err(Box::new(exported));
+        }
+        cx.counters.connections_active.add(1);
+        let key = self.connections.insert(Connection::adopted(exported));
+        self.with(cx, key, |connection, cx| connection.resume(cx, key));
+        Ok(key)
     }
 
     /// Does no connection live?
