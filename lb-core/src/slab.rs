@@ -72,15 +72,6 @@ impl<T> Slab<T> {
         }
     }
 
-    /// An empty slab that stays where it is until it holds more than `capacity` entries: no insert
-    /// before has them all to move. Memory that no entry has used yet is only reserved.
-    pub fn with_capacity(capacity: usize) -> Slab<T> {
-        Slab {
-            entries: Vec::with_capacity(capacity),
-            ..Slab::new()
-        }
-    }
-
     /// How many entries it holds.
     pub fn len(&self) -> usize {
         self.len

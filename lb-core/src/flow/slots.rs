@@ -87,9 +87,8 @@ impl<T> Flow<T> {
 pub(super) struct Slots<T>(Slab<Flow<T>>);
 
 impl<T> Slots<T> {
-    /// For about `most` flows.
-    pub(super) fn new(most: usize) -> Slots<T> {
-        Slots(Slab::with_capacity(most))
+    pub(super) fn new() -> Slots<T> {
+        Slots(Slab::new())
     }
 
     pub(super) fn len(&self) -> usize {

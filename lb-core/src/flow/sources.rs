@@ -101,7 +101,7 @@ impl Sources {
         Sources {
             limit,
             index: Index::new(most, hash),
-            all: Slab::with_capacity(most),
+            all: Slab::new(),
         }
     }
 
