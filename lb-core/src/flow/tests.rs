@@ -391,23 +391,3 @@ fn a_flow_takes_its_alarm_with_it() {
     }
     assert_eq!((f.deadlines.len(), f.next_deadline()), (0, None));
 }
-
-/// Timeouts that shrink again and again leave an alarm behind for every flow each time.
-#[test]
-fn alarms_replaced_by_earlier_ones_do_not_pile_up() {
-    let (mut f, mut r) = (flows(), rules());
-    let ports = 1..=1_000;
-    for port in ports.clone() {
-        open(&mut f, secs(1), client(1, port), &r);
-    }
-    for seconds in (10..20).rev() {
-        r.epoch += 1;
-        r.timeouts.one_way = Duration::from_secs(seconds);
-        for port in ports.clone() {
-            f.datagram(secs(1), client(1, port), &r);
-        }
-    }
-    assert!(f.deadlines.len() > 10_000);
-    f.close_any();
-    assert_eq!(f.deadlines.len(), f.len());
-}

@@ -7,6 +7,8 @@
 //! more than half of what there may be, less is taken at a time and what waits is copied out
 //! ([`Pipes::keep`]): they cannot take bulk's pipes from the others.
 //!
+//! Spare pipes that a second had no use for are closed.
+//!
 //! No pipe is no error: there may be no descriptor left, or the user may have used up the pages
 //! that the kernel lets it have in pipes (fs.pipe-user-pages-soft). Then bulk is copied.
 
@@ -35,12 +37,12 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Pipes {
     spare: Vec<Bulk>,
+    /// The fewest that were spare since the last [`Pipes::tidy`].
+    unused: usize,
     /// The kernel is not asked for another pipe before.
     pause_ends: Time,
     /// What is asked for, in bytes.
     size: usize,
-    /// One was taken since the last look.
-    used: bool,
 }
 
 /// Bytes on their way, in a pipe.
@@ -78,16 +80,9 @@ impl Pipes {
     pub(crate) fn new(size: usize) -> Pipes {
         Pipes {
             spare: Vec::new(),
+            unused: 0,
             pause_ends: Time::ZERO,
             size,
-            used: false,
-        }
-    }
-
-    /// Closes the spare ones, if none was needed since this was called last.
-    pub(crate) fn tidy(&mut self) {
-        if !std::mem::take(&mut self.used) {
-            self.spare.clear();
         }
     }
 
@@ -161,10 +156,18 @@ impl Pipes {
         open.saturating_sub(spare) > left
     }
 
+    /// Closes the spare pipes that nobody had a use for since the last call: without bulk there
+    /// are none after two.
+    pub(crate) fn tidy(&mut self) {
+        self.spare.truncate(self.spare.len() - self.unused);
+        self.unused = self.spare.len();
+    }
+
     /// An empty pipe.
     fn take(&mut self, descriptors: &mut Descriptors, now: Time) -> Option<Bulk> {
-        self.used = true;
-        self.spare.pop().or_else(|| self.open(descriptors, now))
+        let spare = self.spare.pop();
+        self.unused = self.unused.min(self.spare.len());
+        spare.or_else(|| self.open(descriptors, now))
     }
 
     fn open(&mut self, descriptors: &mut Descriptors, now: Time) -> Option<Bulk> {
@@ -323,20 +326,6 @@ mod tests {
     }
 
     #[test]
-    fn spare_pipes_are_closed_when_nobody_needs_them() {
-        let mut bench = Bench::new(1_000);
-        let (mut sender, from) = pair();
-        sender.write_all(b"word").expect("open");
-        let mut bulk = bench.filled(&from);
-        bulk.read_out().expect("both ends are ours");
-        bench.pipes.give(bulk);
-        bench.pipes.tidy();
-        assert_eq!(bench.pipes(), 1, "it was used a moment ago");
-        bench.pipes.tidy();
-        assert_eq!(bench.pipes(), 0);
-    }
-
-    #[test]
     fn pipes_stay_within_their_part_of_the_descriptors() {
         // A twentieth of 100 descriptors: two pipes.
         let mut bench = Bench::new(100);
@@ -406,6 +395,29 @@ mod tests {
         }
         assert_eq!(bench.pipes.spare.len(), SPARE);
         assert_eq!(bench.pipes(), SPARE as u64);
+    }
+
+    #[test]
+    fn spare_pipes_that_nobody_uses_are_closed() {
+        let mut bench = Bench::new(100_000);
+        let Bench {
+            pipes, descriptors, ..
+        } = &mut bench;
+        let all: Vec<_> = (0..5).map_while(|_| pipes.take(descriptors, NOW)).collect();
+        assert_eq!(all.len(), 5);
+        all.into_iter().for_each(|bulk| pipes.give(bulk));
+        pipes.tidy();
+        assert_eq!(pipes.spare.len(), 5, "all were used");
+        // Two at once are enough from now on.
+        for _ in 0..3 {
+            let two: Vec<_> = (0..2).map_while(|_| pipes.take(descriptors, NOW)).collect();
+            two.into_iter().for_each(|bulk| pipes.give(bulk));
+            pipes.tidy();
+            assert_eq!(pipes.spare.len(), 2);
+        }
+        pipes.tidy();
+        assert_eq!(pipes.spare.len(), 0);
+        assert_eq!(bench.pipes(), 0);
     }
 
     /// As a user past fs.pipe-user-pages-soft gets them.

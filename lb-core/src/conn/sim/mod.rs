@@ -235,6 +235,8 @@ impl<'a> World<'a> {
         let moved = match event {
             Event::Received { .. } | Event::Sent { .. } => !out.as_slice().is_empty(),
             Event::Connected | Event::Picked { .. } | Event::FlushProgress { .. } => true,
+            // From a failure on the other side has its time to take what came before.
+            Event::Failed { .. } if self.driver.connected && self.driver.flushing.is_none() => true,
             _ => out
                 .as_slice()
                 .iter()

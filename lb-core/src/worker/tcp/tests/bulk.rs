@@ -1,7 +1,7 @@
 //! Bulk: spliced through pipes, or copied where there is none; either way the same bytes, and each
 //! end as what it was, after all that came before it.
 
-use std::io::Write;
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
@@ -108,7 +108,7 @@ fn an_end_while_a_pipe_is_full_delivers_what_came_before() {
         let mut piece = vec![0; 40_000];
         // A reader that is behind all the while.
         let end = loop {
-            match std::io::Read::read(&mut reader, &mut piece) {
+            match reader.read(&mut piece) {
                 Ok(0) => break Ok(()),
                 Ok(n) => got.extend(&piece[..n]),
                 Err(error) => break Err(error.kind()),
@@ -119,7 +119,7 @@ fn an_end_while_a_pipe_is_full_delivers_what_came_before() {
         same(&got, &pattern(3, LEN));
         match with_fin {
             true => assert_eq!(end, Ok(())),
-            false => assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset)),
+            false => assert_eq!(end, Err(ErrorKind::ConnectionReset)),
         }
         drop(reader);
         proxy.settle();
@@ -130,7 +130,16 @@ fn an_end_while_a_pipe_is_full_delivers_what_came_before() {
 #[test]
 fn a_reader_that_resets_leaves_a_pipe_to_nobody() {
     for downloads in [true, false] {
-        let (proxy, client, server) = pair(policy());
+        let (address, streams) = one_backend(V4);
+        let proxy = Proxy::start(V4, &[address], policy());
+        let open = || {
+            let client = proxy.connect();
+            (
+                client,
+                streams.recv_timeout(PATIENCE).expect("it is dialled"),
+            )
+        };
+        let (client, server) = open();
         let (mut sender, reader) = ends(downloads, client, server);
         let sending = thread::spawn(move || {
             // As long as it takes.
@@ -145,17 +154,20 @@ fn a_reader_that_resets_leaves_a_pipe_to_nobody() {
         let told = sending.join().expect("it ends");
         assert!(matches!(
             told,
-            std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
         ));
         let reason = match downloads {
             true => CloseReason::DownstreamReset,
             false => CloseReason::UpstreamReset,
         };
         proxy.settle_as(reason, 1);
-        // What others get through the pool's pipes is their own.
+        // What the next ones get through this worker's pipes is their own.
+        let (client, server) = open();
+        let echoing = thread::spawn(move || echo(server));
         let bytes = pattern(5, 3 << 20);
-        let other = Proxy::start(V4, &[backend(V4, echo)], policy());
-        same(&exchange(other.connect(), &bytes), &bytes);
+        same(&exchange(client, &bytes), &bytes);
+        echoing.join().expect("echo ends");
+        proxy.settle();
     }
 }
 
@@ -201,7 +213,7 @@ fn slow_readers_hold_no_more_than_their_part_of_the_pipes() {
     // Ten pipes.
     let serve = |mut stream: TcpStream| {
         let mut seed = [0];
-        std::io::Read::read_exact(&mut stream, &mut seed).expect("a byte");
+        stream.read_exact(&mut seed).expect("a byte");
         let _ = stream.write_all(&pattern(seed[0].into(), LEN));
     };
     let proxy = Proxy::within(400, V4, &[backend(V4, serve)], policy());
