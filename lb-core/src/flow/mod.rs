@@ -66,8 +66,8 @@ pub use crate::slab::Key as FlowId;
 /// pool of dead backends, or a forger of ICMP, can make us send.
 pub const MAX_REFUSALS: u8 = 8;
 
-/// Memory is reserved for as many flows as there may be, so that nothing ever has to be moved; past
-/// so many, which is some 400 MB of addresses, it grows by doubling.
+/// Memory for alarms is reserved for as many flows as there may be, so that they never have to be
+/// moved; past so many, which is 16 MiB of addresses, it grows by doubling.
 const MAX_RESERVED: usize = 1 << 20;
 
 /// The flows of one worker.
@@ -88,15 +88,14 @@ impl<T> Flows<T> {
     /// An empty table. `seed` keys its hashes and must be unknown to clients.
     pub fn new(limits: Limits, seed: [u8; 16]) -> Flows<T> {
         let hash = KeyedHash::new(seed);
-        let most = limits.flows.min(MAX_RESERVED);
         Flows {
             limits,
             slots: Slots::new(),
             index: Index::new(limits.flows, hash.clone()),
             frontends: HashMap::with_hasher(hash.clone()),
-            sources: Sources::new(limits.flows_per_source, most, hash),
+            sources: Sources::new(limits.flows_per_source, limits.flows, hash),
             one_way: Chain::default(),
-            deadlines: Deadlines::new(most),
+            deadlines: Deadlines::new(limits.flows.min(MAX_RESERVED)),
             copies: Copies::new(limits.copy_bytes),
         }
     }

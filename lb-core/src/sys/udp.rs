@@ -265,7 +265,7 @@ mod tests {
             let (joins, apart) = pair();
             join_received(joins.as_fd());
             for receiver in [&joins, &apart] {
-                let sender = connect(receiver.local_addr().expect("address"), std::iter::empty())
+                let sender = connect(receiver.local_addr().expect("address"), iter::empty())
                     .expect("connect");
                 let data = &data[..bytes];
                 let slices: Vec<&[u8]> = data.chunks(bytes.div_ceil(slices)).collect();
@@ -330,8 +330,7 @@ mod tests {
     #[test]
     fn what_cannot_be_segmented_is_refused_whole() {
         let (a, b) = pair();
-        let sender =
-            connect(b.local_addr().expect("address"), std::iter::empty()).expect("connect");
+        let sender = connect(b.local_addr().expect("address"), iter::empty()).expect("connect");
         without_checksums(sender.as_fd());
         let error = send_run(sender.as_fd(), &[&[1; 30]], 10).expect_err("no checksums");
         assert!(is_unsegmentable(error), "{error}");
