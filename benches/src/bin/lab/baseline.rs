@@ -13,7 +13,7 @@ use crate::run::{Report, Table};
 
 /// Ranges must be this far apart before a ratio has moved: what separate runs of one build differ
 /// by beyond what their rounds do.
-const TOLERANCE: f64 = 0.05;
+const TOLERANCE: f64 = 0.10;
 
 /// Ratios of Weir against the best of the others, by mode, row and variant.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -163,11 +163,11 @@ mod tests {
     fn a_ratio_moved_when_its_range_left_the_old_one_by_more_than_the_tolerance() {
         let before = ratio(1.0, 1.1, 1.2);
         for (now, expected) in [
-            (ratio(0.8, 0.9, 0.94), Verdict::Worse),
-            (ratio(0.8, 0.9, 0.96), Verdict::Same),
+            (ratio(0.8, 0.85, 0.89), Verdict::Worse),
+            (ratio(0.8, 0.85, 0.91), Verdict::Same),
             (ratio(1.0, 1.1, 1.2), Verdict::Same),
-            (ratio(1.25, 1.3, 1.4), Verdict::Same),
-            (ratio(1.27, 1.3, 1.4), Verdict::Better),
+            (ratio(1.31, 1.4, 1.5), Verdict::Same),
+            (ratio(1.33, 1.4, 1.5), Verdict::Better),
         ] {
             assert_eq!(verdict(&before, &now), expected, "{now:?}");
         }
