@@ -379,6 +379,7 @@ fn events_of_a_dead_flow_are_ignored_even_when_its_slot_lives_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "some minutes, and no unsafe code")]
 fn alarms_of_the_dead_do_not_pile_up() {
     let (mut f, r) = (Flows::new(small(), [7; 16]), rules());
     for n in 0..20_000u64 {
@@ -394,6 +395,7 @@ fn alarms_of_the_dead_do_not_pile_up() {
 
 /// Timeouts that shrink again and again leave an alarm behind for every flow each time.
 #[test]
+#[cfg_attr(miri, ignore = "some minutes, and no unsafe code")]
 fn alarms_replaced_by_earlier_ones_do_not_pile_up() {
     let (mut f, mut r) = (flows(), rules());
     let ports = 1..=1_000;
