@@ -325,7 +325,7 @@ mod tests {
     proptest! {
         #[test]
         fn is_the_naive_map(
-            steps in proptest::collection::vec((step(), 0u64..4), 0..200),
+            steps in proptest::collection::vec((step(), 0u64..4), 0..if cfg!(miri) { 20 } else { 200 }),
             capacity in 0usize..8,
         ) {
             let mut pins = pins(capacity);

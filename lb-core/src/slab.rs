@@ -208,7 +208,7 @@ mod tests {
         /// Against a map from every key that was ever given out: live ones find their value, all
         /// others find nothing.
         #[test]
-        fn as_a_map_of_keys(steps in prop::collection::vec(step(), 1..200)) {
+        fn as_a_map_of_keys(steps in prop::collection::vec(step(), 1..if cfg!(miri) { 20 } else { 200 })) {
             let mut slab = Slab::new();
             let mut model: HashMap<Key, u16> = HashMap::new();
             let mut given: Vec<Key> = Vec::new();

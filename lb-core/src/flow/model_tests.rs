@@ -304,7 +304,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 400 }))]
 
     #[test]
-    fn the_flows_do_as_the_naive_list_does(ops in prop::collection::vec(op(), 1..120)) {
+    fn the_flows_do_as_the_naive_list_does(ops in prop::collection::vec(op(), 1..if cfg!(miri) { 20 } else { 120 })) {
         let mut pair = Pair::new();
         for op in ops {
             pair.apply(op);

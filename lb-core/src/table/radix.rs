@@ -280,7 +280,10 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<(u32, Option<u8>)>> {
-        proptest::collection::vec((index(), any::<Option<u8>>()), 0..60)
+        proptest::collection::vec(
+            (index(), any::<Option<u8>>()),
+            0..if cfg!(miri) { 8 } else { 60 },
+        )
     }
 
     fn apply(radix: &mut Radix<u8>, model: &mut BTreeMap<u32, u8>, steps: &[(u32, Option<u8>)]) {
