@@ -60,6 +60,9 @@
 //! - Health checks: the table says who is usable. Failed connects only change who is tried first.
 pub mod affinity;
 pub mod balance;
+#[cfg(any(test, fuzzing))]
+pub mod chance;
+mod chunks;
 pub mod conn;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;

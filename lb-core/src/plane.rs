@@ -259,8 +259,7 @@ impl Drop for Plane {
         let Inner {
             shared, watchers, ..
         } = &*self.handle.0;
-        shared.stop.store(true, Ordering::Release);
-        shared.wake_all();
+        shared.announce(|| shared.stop.store(true, Ordering::Release));
         watchers.end(&shared.reporter);
         for thread in self.threads.drain(..) {
             // A worker does not return from a panic; a watcher's was caught.
@@ -292,9 +291,7 @@ impl Handle {
     pub fn publish(&self, table: Arc<Table>) {
         let shared = &self.0.shared;
         let plan = self.0.budget.plan(&table);
-        // The order that loses no wake: store, then ring.
-        shared.published.store(Arc::new(Published { table, plan }));
-        shared.wake_all();
+        shared.announce(|| shared.published.store(Arc::new(Published { table, plan })));
     }
 
     /// What every worker runs now.
@@ -373,8 +370,7 @@ impl Handle {
         let until = (clock::now() + deadline)
             .as_micros()
             .min(Shared::NO_DRAIN - 1);
-        shared.drain_until.store(until, Ordering::Release);
-        shared.wake_all();
+        shared.announce(|| shared.drain_until.store(until, Ordering::Release));
     }
 
     /// Has a drain ended: no listener, no connection, no flow?
@@ -452,7 +448,7 @@ fn seat(
     let poller = Poller::new()?;
     Worker::watch_wake(&poller, shared, index)?;
     let ring = match driver {
-        Driver::IoUring => Some(Ring::new(Size::default()).map_err(|e| e.source)?),
+        Driver::IoUring => Some(Ring::new(Size::of_worker()).map_err(|e| e.source)?),
         Driver::Epoll => None,
     };
     Ok(Seat {

@@ -1,7 +1,10 @@
 //! A slab whose keys go stale.
 //!
 //! PURE. A [`Key`] is an index and the generation of what was put there, so that an event which
-//! was queued for something since removed finds nothing, instead of what took its place.
+//! was queued for something since removed finds nothing, instead of what took its place. It grows
+//! without moving what it holds.
+
+use crate::chunks::Chunks;
 
 /// Names one entry of one [`Slab`], and no later entry in its place (until 2^32 have come and gone).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,7 +51,7 @@ struct Entry<T> {
 /// Entries at stable indices; a removed one's place is used again under a new generation.
 #[derive(Debug)]
 pub struct Slab<T> {
-    entries: Vec<Entry<T>>,
+    entries: Chunks<Entry<T>>,
     vacant: u32,
     len: usize,
 }
@@ -63,7 +66,7 @@ impl<T> Slab<T> {
     /// An empty slab; allocates nothing.
     pub const fn new() -> Slab<T> {
         Slab {
-            entries: Vec::new(),
+            entries: Chunks::new(),
             vacant: NONE,
             len: 0,
         }
@@ -234,6 +237,11 @@ mod tests {
                 prop_assert_eq!(&listed, &model);
             }
         }
+    }
+
+    #[test]
+    fn an_entry_adds_little() {
+        assert!(size_of::<Entry<Option<Box<u64>>>>() <= 24);
     }
 
     #[test]

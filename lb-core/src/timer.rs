@@ -10,6 +10,7 @@
 
 use std::num::NonZeroU32;
 
+use crate::chunks::Chunks;
 use crate::time::Time;
 
 /// Microseconds in one tick.
@@ -46,7 +47,7 @@ struct Entry<T> {
 /// Timers that carry a `T` each.
 #[derive(Debug)]
 pub struct Wheel<T> {
-    entries: Vec<Entry<T>>,
+    entries: Chunks<Entry<T>>,
     /// First entry of each list; `VACANT` is chained through `next` alone.
     heads: Box<[u32; VACANT + 1]>,
     /// A bit for each slot of a level that holds an entry.
@@ -60,7 +61,7 @@ impl<T: Copy> Wheel<T> {
     /// An empty wheel that stands at `now`.
     pub fn new(now: Time) -> Wheel<T> {
         Wheel {
-            entries: Vec::new(),
+            entries: Chunks::new(),
             heads: Box::new([NONE; VACANT + 1]),
             occupied: [0; LEVELS],
             elapsed: now.as_micros() / TICK,

@@ -1,9 +1,14 @@
 //! UDP through a running plane of two workers: what only threads, real time and the listeners can
 //! show.
+// One option of a test's own socket has no safe name: see `send_in_segments`.
+#![allow(unsafe_code)]
+
+mod common;
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -120,7 +125,7 @@ impl Rig {
             workers: 2,
             pin: false,
             limits,
-            ..Config::default()
+            engine: common::engine(),
         };
         let table = builder.freeze();
         let generation = table.generation;
@@ -385,4 +390,118 @@ fn a_drain_ends_at_its_deadline_however_much_comes() {
         sender.join().expect("ends");
     }
     assert_eq!(rig.descriptors(), 0);
+}
+
+/// Sends of `socket` are split by the kernel into datagrams of `segment` bytes; 0: none is.
+fn send_in_segments(socket: &UdpSocket, segment: libc::c_int) {
+    // SAFETY: the option's value is an int that outlives the call, of the size given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_UDP,
+            libc::UDP_SEGMENT,
+            (&raw const segment).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    assert_eq!(result, 0, "UDP_SEGMENT, of Linux 4.18");
+}
+
+/// What a sender with segmentation offload gives, in either direction: (bytes, segment) of each
+/// send; 0 for a plain one.
+const SENDS: [(usize, usize); 8] = [
+    (12_000, 1_200),
+    (5_037, 1_200),
+    (0, 0),
+    (1_200, 0),
+    (64, 1),
+    (1_200, 0),
+    (60_001, 1_000),
+    (9_000, 4_500),
+];
+
+/// The datagrams of all [`SENDS`], each other than its neighbours.
+fn datagrams() -> Vec<Vec<u8>> {
+    let mut found = vec![];
+    for (n, &(bytes, segment)) in SENDS.iter().enumerate() {
+        let data = content(n, bytes);
+        match segment {
+            0 => found.push(data),
+            _ => found.extend(data.chunks(segment).map(<[u8]>::to_vec)),
+        }
+    }
+    found
+}
+
+fn content(n: usize, bytes: usize) -> Vec<u8> {
+    let byte = |at: usize| (at / 3 + at * 7 + n * 13) as u8;
+    (0..bytes).map(byte).collect()
+}
+
+fn send_all(socket: &UdpSocket, to: SocketAddr) {
+    for (n, &(bytes, segment)) in SENDS.iter().enumerate() {
+        send_in_segments(socket, segment as libc::c_int);
+        let sent = socket.send_to(&content(n, bytes), to).expect("send");
+        assert_eq!(sent, bytes);
+    }
+    send_in_segments(socket, 0);
+}
+
+fn receive_all(socket: &UdpSocket, what: &str) -> SocketAddr {
+    let mut buffer = vec![0; 65_536];
+    let mut last = None;
+    for (n, expected) in datagrams().iter().enumerate() {
+        let got = socket.recv_from(&mut buffer);
+        let (len, from) = got.unwrap_or_else(|e| panic!("{what}: datagram {n}: {e}"));
+        assert_eq!(len, expected.len(), "{what}: size of datagram {n}");
+        assert!(buffer[..len] == *expected, "{what}: bytes of datagram {n}");
+        last = Some(from);
+    }
+    last.expect("some came")
+}
+
+#[test]
+fn u3_what_a_sender_has_joined_keeps_its_boundaries_both_ways() {
+    for (vip, backend) in [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("127.0.0.1", "::1"),
+        ("::1", "127.0.0.1"),
+    ] {
+        let what = format!("{vip} to {backend}");
+        let server = UdpSocket::bind((backend, 0)).expect("bind");
+        let large = |socket: &UdpSocket| {
+            let socket = socket2::SockRef::from(socket);
+            socket.set_recv_buffer_size(1 << 20).expect("a buffer");
+            let wait = Some(DEADLINE);
+            socket.set_read_timeout(wait).expect("timeout");
+        };
+        large(&server);
+        let vip = free_port(vip);
+        let address = server.local_addr().expect("bound");
+        let rig = Rig::start(Limits::default(), &[spec(vip, &[address])]);
+        let client = UdpSocket::bind((vip.ip(), 0)).expect("bind");
+        large(&client);
+        // Twice: a flow knows its backend, and its own pace, only after the first.
+        for _ in 0..2 {
+            send_all(&client, vip);
+            let flow = receive_all(&server, &format!("{what}, out"));
+            send_all(&server, flow);
+            let from = receive_all(&client, &format!("{what}, back"));
+            assert_eq!(from, vip);
+        }
+        let stats = rig.handle.stats();
+        let totals = stats.frontends.values().next().expect("the frontend");
+        let count = 2 * datagrams().len() as u64;
+        assert_eq!(totals.datagrams_downstream, count);
+        assert_eq!(totals.datagrams_upstream, count);
+        assert_eq!(
+            DropReason::ALL
+                .iter()
+                .map(|r| totals.dropped(*r))
+                .sum::<u64>(),
+            0
+        );
+        assert_eq!(rig.flows(), 1);
+    }
 }

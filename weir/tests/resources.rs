@@ -1,13 +1,16 @@
-//! Resources and runtime: rows R1, R2, R10 and R12 of the fault catalogue.
+//! Resources and runtime: rows R1, R2, R10 and R12 of the fault catalogue (R4, R8 and R9 are with the
+//! streams, R5 to R7 with the floods).
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit};
+use support::machine::Settings;
 use support::manifest::service;
 use support::net::pod_v4;
 use support::traffic::*;
@@ -27,11 +30,6 @@ fn r1_running_out_of_descriptors_sheds_the_newest_and_recovers_at_once() {
     let _pod = TcpPod::echo(&lab.server, pod_v4(0), 80);
     let svc = service("few").tcp(80).endpoints([pod_v4(0)], 80);
     let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
-    let talk = |stream: &mut TcpStream| {
-        stream
-            .write_all(b"x")
-            .and_then(|()| stream.read_exact(&mut [0]))
-    };
     let mut alive = connect(&lab.client, vip).unwrap();
     talk(&mut alive).unwrap();
 
@@ -78,6 +76,167 @@ fn r1_running_out_of_descriptors_sheds_the_newest_and_recovers_at_once() {
     println!("served again {took:?} after descriptors were free");
     assert!(took < Duration::from_millis(100), "{took:?}");
     talk(&mut alive).unwrap();
+}
+
+/// A pod that echoes, a VIP of it, and some connections that live.
+struct Service {
+    _pod: TcpPod,
+    vip: SocketAddr,
+    alive: Vec<TcpStream>,
+}
+
+impl Service {
+    fn open(lab: &Lab, weir: &Weir) -> Service {
+        let _pod = TcpPod::echo(&lab.server, pod_v4(0), 80);
+        let vip = one_pod(weir, "scarce", false, false, 80);
+        let alive = (0..10).map(|_| connect(&lab.client, vip).unwrap());
+        let mut service = Service {
+            _pod,
+            vip,
+            alive: alive.collect(),
+        };
+        service.lives();
+        service
+    }
+
+    #[track_caller]
+    fn lives(&mut self) {
+        for stream in &mut self.alive {
+            talk(stream).expect("an established connection is safe");
+        }
+    }
+
+    /// How long it takes until somebody new is served.
+    fn served_after(&self, lab: &Lab) -> Duration {
+        let (begun, vip) = (Instant::now(), self.vip);
+        lab.client.run(move || {
+            eventually("somebody new is served", SOON, || {
+                dial(vip).is_ok_and(|mut stream| talk(&mut stream).is_ok())
+            });
+        });
+        begun.elapsed()
+    }
+}
+
+fn talk(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])
+}
+
+/// CPU time that it uses in half a second.
+fn half_a_second(weir: &Weir) -> Duration {
+    let before = weir.cpu();
+    std::thread::sleep(Duration::from_millis(500));
+    weir.cpu() - before
+}
+
+/// The limit of the running process sinks below what it has: at accept, or at the socket for the
+/// backend. Callers are told at once.
+#[test]
+fn r1_emfile_at_run_time_sheds_at_once_and_ends_at_once() {
+    if skip("r1 run time") {
+        return;
+    }
+    let lab = Lab::new();
+    let weir = Weir::prepare()
+        .pools()
+        .args(["--workers", "1"])
+        .launch(&lab.lb);
+    let mut service = Service::open(&lab, &weir);
+    let pid = rustix::process::Pid::from_raw(weir.pid());
+    let limit = |soft: u64| {
+        let before = rustix::process::getrlimit(Resource::Nofile);
+        let new = Rlimit {
+            current: Some(soft),
+            maximum: before.maximum,
+        };
+        rustix::process::prlimit(pid, Resource::Nofile, new).unwrap()
+    };
+    for room in [0, 1] {
+        // Descriptors are given from below: what is above the highest is free.
+        let highest = std::fs::read_dir(format!("/proc/{}/fd", weir.pid()))
+            .unwrap()
+            .map(|entry| {
+                entry
+                    .unwrap()
+                    .file_name()
+                    .to_string_lossy()
+                    .parse::<u64>()
+                    .unwrap()
+            })
+            .max()
+            .unwrap();
+        let free = highest + 1 - weir.descriptors() as u64;
+        println!("{free} descriptors are free below the highest");
+        let before = limit(highest + 1 + room);
+        let vip = service.vip;
+        let told = lab.client.run(move || {
+            let begun = Instant::now();
+            // Some may still find a gap.
+            let held: Vec<_> = (0..free).map(|_| dial(vip)).collect();
+            let told: Vec<_> = (0..40).map(|_| refusal(vip)).collect();
+            drop(held);
+            (told, begun.elapsed())
+        });
+        assert!(
+            told.0
+                .iter()
+                .all(|kind| *kind == ErrorKind::ConnectionReset),
+            "{told:?}"
+        );
+        assert!(told.1 < Duration::from_secs(4), "{told:?}");
+        let spent = half_a_second(&weir);
+        assert!(spent < Duration::from_millis(30), "{spent:?} in 500 ms");
+        service.lives();
+        limit(before.current.unwrap());
+        let took = service.served_after(&lab);
+        println!("served again {took:?} after the limit rose");
+        assert!(took < Duration::from_millis(100), "{took:?}");
+        service.lives();
+    }
+    let shed = weir.metric(
+        "weir_connections_closed_total",
+        &["reason=\"descriptor_limit\""],
+    );
+    assert!(shed >= 80.0, "sheds are counted: {shed}");
+    drop(service);
+    weir.nothing_in_use();
+}
+
+/// The whole machine is out of files for everybody but root.
+#[test]
+fn r1_enfile_of_the_machine_spins_nobody_and_ends_at_once() {
+    if skip("r1 enfile") {
+        return;
+    }
+    let lab = Lab::new();
+    let weir = Weir::prepare().pools().unprivileged(64_119).launch(&lab.lb);
+    let mut service = Service::open(&lab, &weir);
+    // Root is spared, but for local sockets: twice as many as this may be open.
+    let open = std::fs::read_to_string("/proc/sys/fs/file-nr").unwrap();
+    let open: u64 = open.split_whitespace().next().unwrap().parse().unwrap();
+    let limit = Settings::change(&[("fs/file-max", &(open / 2).to_string())]);
+    let vip = service.vip;
+    let mut callers: Vec<TcpStream> = lab
+        .client
+        .run(move || (0..20).filter_map(|_| dial(vip).ok()).collect());
+    let spent = half_a_second(&weir);
+    assert!(spent < Duration::from_millis(30), "{spent:?} in 500 ms");
+    service.lives();
+    drop(limit);
+    let took = service.served_after(&lab);
+    println!("served again {took:?} after files were free");
+    assert!(took < Duration::from_millis(100), "{took:?}");
+    // Who waited is served or was reset; nobody hangs.
+    for caller in &mut callers {
+        caller.set_read_timeout(Some(SOON)).unwrap();
+        if let Err(e) = talk(caller) {
+            assert_ne!(e.kind(), ErrorKind::WouldBlock, "a caller hangs");
+        }
+    }
+    service.lives();
+    drop((callers, service));
+    weir.nothing_in_use();
 }
 
 #[test]

@@ -18,36 +18,6 @@ use support::*;
 
 const MIB: u64 = 1 << 20;
 
-/// A length for `make test`, and the longer one of `make soak`.
-fn long(short: u64, soak: u64) -> u64 {
-    if std::env::var_os("WEIR_SOAK").is_some() {
-        soak
-    } else {
-        short
-    }
-}
-
-/// The ways a client reaches a server: each VIP family with backends of each family.
-fn families() -> [(bool, bool); 4] {
-    [(false, false), (true, true), (false, true), (true, false)]
-}
-
-/// A Service on one VIP family with one pod of the other or the same; the address to dial.
-fn one_pod(weir: &Weir, name: &str, vip_v6: bool, pod_is_v6: bool, port: u16) -> SocketAddr {
-    let family = if vip_v6 {
-        "ipFamilies: [IPv6]"
-    } else {
-        "ipFamilies: [IPv4]"
-    };
-    let base = service(name).spec(family).tcp(port);
-    let built = if pod_is_v6 {
-        base.endpoints([pod_v6(0)], port)
-    } else {
-        base.endpoints([pod_v4(0)], port)
-    };
-    SocketAddr::new(weir.serve(&built)[0], port)
-}
-
 #[test]
 fn t1_half_close_either_way_keeps_the_other_direction() {
     if skip("t1") {
@@ -427,8 +397,35 @@ fn t4_many_transfers_both_ways_at_once_end_whole() {
     );
 }
 
+/// The p99 of a neighbour's exchanges: the least of some short windows, so that what else the
+/// machine does meanwhile is not in it.
+fn quiet_p99(client: &mut TcpStream) -> Duration {
+    let mut reply = [0; 64];
+    let mut window = || {
+        let mut times: Vec<Duration> = (0..300)
+            .map(|_| {
+                let begun = Instant::now();
+                client.write_all(&[1; 64]).unwrap();
+                client.read_exact(&mut reply).unwrap();
+                begun.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[296]
+    };
+    (0..6).map(|_| window()).min().unwrap()
+}
+
+/// A client whose kernel takes next to nothing, and that never reads.
+fn stalled_reader(vip: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_recv_buffer_size(2304).unwrap();
+    socket.connect(&vip.into()).unwrap();
+    TcpStream::from(socket)
+}
+
 #[test]
-fn t5_stalled_readers_cost_bounded_memory_and_disturb_nobody() {
+fn t5_a_thousand_stalled_readers_cost_bounded_memory_and_disturb_nobody() {
     if skip("t5") {
         return;
     }
@@ -439,59 +436,66 @@ fn t5_stalled_readers_cost_bounded_memory_and_disturb_nobody() {
     });
     let _echo = TcpPod::echo(&lab.server, pod_v4(1), 81);
     let flood = one_pod(&weir, "flood", false, false, 80);
-    let echo = SocketAddr::new(
-        weir.serve(&service("echo").tcp(81).endpoints([pod_v4(1)], 81))[0],
-        81,
+    let svc = service("echo").tcp(81).endpoints([pod_v4(1)], 81);
+    let echo = SocketAddr::new(weir.serve(&svc)[0], 81);
+    let mut neighbour = connect(&lab.client, echo).unwrap();
+    let count = 1_000;
+    let memory = weir.proc_status("VmRSS:");
+    let mut each = 0;
+    let mut spent = Duration::ZERO;
+    // By turns without and with them; a machine that is busy otherwise gets a second and a third
+    // chance.
+    let mut rounds = Vec::new();
+    for _ in 0..3 {
+        let without = quiet_p99(&mut neighbour);
+        let stalled: Vec<TcpStream> = lab
+            .client
+            .run(move || (0..count).map(|_| stalled_reader(flood)).collect());
+        eventually("all are connected", SOON, || {
+            weir.metric("weir_connections_active", &[]) > f64::from(count)
+        });
+        eventually("and the buffers before them are full", SOON, || {
+            let cpu = weir.cpu();
+            std::thread::sleep(Duration::from_millis(100));
+            weir.cpu() - cpu <= Duration::from_millis(20)
+        });
+        let with = quiet_p99(&mut neighbour);
+        let grown = weir.proc_status("VmRSS:").saturating_sub(memory);
+        each = each.max(grown * 1024 / count as u64);
+        let cpu = weir.cpu();
+        std::thread::sleep(Duration::from_millis(500));
+        spent = weir.cpu() - cpu;
+        drop(stalled);
+        eventually("all are gone", Duration::from_secs(10), || {
+            weir.metric("weir_connections_active", &[]) <= 1.0
+        });
+        rounds.push((without, with));
+        if is_undisturbed(&rounds) {
+            break;
+        }
+    }
+    println!(
+        "a stalled reader costs {each} bytes of process memory, all together {spent:?} of CPU in 500 ms"
     );
-    let before = weir.proc_status("VmRSS:");
-    let count = 200;
-    let stalled: Vec<TcpStream> = lab.client.run(move || {
-        (0..count)
-            .map(|_| {
-                let socket =
-                    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)
-                        .unwrap();
-                socket.set_recv_buffer_size(2304).unwrap();
-                socket.connect(&flood.into()).unwrap();
-                TcpStream::from(socket)
-            })
-            .collect()
-    });
-    eventually("all are connected", SOON, || {
-        weir.metric("weir_connections_active", &[]) >= f64::from(count)
-    });
-    // The neighbours.
-    let mut client = connect(&lab.client, echo).unwrap();
-    let mut reply = [0; 64];
-    let mut times: Vec<Duration> = (0..1000)
-        .map(|_| {
-            let begun = Instant::now();
-            client.write_all(&[1; 64]).unwrap();
-            client.read_exact(&mut reply).unwrap();
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    // The machine has two cores for everybody: the slowest of a thousand may be its scheduler's.
-    let worst = times[989];
-    assert!(
-        worst < Duration::from_millis(50),
-        "a neighbour's p99 is {worst:?}"
-    );
-    let each = (weir.proc_status("VmRSS:").saturating_sub(before)) * 1024 / u64::from(count as u32);
-    println!("a stalled reader costs {each} bytes of process memory; a neighbour's p99 {worst:?}");
+    println!("a neighbour's p99 without and with them: {rounds:?}");
+    assert!(is_undisturbed(&rounds), "{rounds:?}");
     assert!(each <= 128 * 1024, "{each} bytes for each stalled reader");
-    let cpu = weir.cpu();
-    std::thread::sleep(Duration::from_millis(500));
-    let spent = weir.cpu() - cpu;
-    assert!(
-        spent < Duration::from_millis(100),
-        "stalled readers cost CPU: {spent:?} in 500 ms"
+    assert!(spent < Duration::from_millis(100), "{spent:?} in 500 ms");
+    drop(neighbour);
+    weir.nothing_in_use();
+}
+
+/// Within 10 %, and the 20 us that a clock and a scheduler leave uncertain: in one round, or between
+/// the best of all rounds.
+fn is_undisturbed(rounds: &[(Duration, Duration)]) -> bool {
+    let within = |(without, with): (Duration, Duration)| {
+        with <= without + without / 10 + Duration::from_micros(20)
+    };
+    let best = (
+        rounds.iter().map(|r| r.0).min().unwrap(),
+        rounds.iter().map(|r| r.1).min().unwrap(),
     );
-    drop(stalled);
-    eventually("all are gone", SOON, || {
-        weir.metric("weir_connections_active", &[]) <= 1.0
-    });
+    rounds.iter().any(|round| within(*round)) || within(best)
 }
 
 #[test]
@@ -654,24 +658,33 @@ fn t9_a_refused_backend_is_invisible() {
             .endpoints((0..10).map(pod_v4), 80),
     )[0];
     let vip = SocketAddr::new(vip, 80);
-    let (errors, mut times) = lab.client.run(move || {
-        let (mut errors, mut times) = (Vec::new(), Vec::new());
+    let _other = TcpPod::named(&lab.server, pod_v4(20), 80, "alive");
+    let healthy = service("healthy").tcp(80).endpoints([pod_v4(20)], 80);
+    let healthy = SocketAddr::new(weir.serve(&healthy)[0], 80);
+    let (errors, mut times, mut usual) = lab.client.run(move || {
+        let (mut errors, mut times) = (Vec::new(), [Vec::new(), Vec::new()]);
         for _ in 0..300 {
-            let begun = Instant::now();
-            match ask(vip) {
-                Ok(name) => assert_eq!(name, "alive"),
-                Err(e) => errors.push(e.to_string()),
+            for (n, to) in [vip, healthy].into_iter().enumerate() {
+                let begun = Instant::now();
+                match ask(to) {
+                    Ok(name) => assert_eq!(name, "alive"),
+                    Err(e) => errors.push(e.to_string()),
+                }
+                times[n].push(begun.elapsed());
             }
-            times.push(begun.elapsed());
         }
-        (errors, times)
+        let [times, usual] = times;
+        (errors, times, usual)
     });
     assert!(errors.is_empty(), "{errors:?}");
     assert_eq!(alive.count(), 300);
     times.sort();
-    let (median, worst) = (times[150], times[299]);
-    println!("nine of ten backends refuse: median {median:?}, worst {worst:?}");
-    assert!(median < Duration::from_millis(10), "{median:?}");
+    usual.sort();
+    let (median, worst, usual) = (times[150], times[299], usual[150]);
+    println!("nine of ten backends refuse: median {median:?}, worst {worst:?}; usual {usual:?}");
+    // The machine may be busy otherwise.
+    let most = Duration::from_millis(10).max(usual * 4);
+    assert!(median < most, "{median:?} instead of {usual:?}");
     assert!(weir.metric("weir_backend_connect_errors_total", &["reason=\"refused\""]) > 0.0);
 }
 
@@ -784,6 +797,76 @@ fn t12_a_backend_that_dies_in_mid_stream_resets_the_client() {
     );
     assert!(begun.elapsed() < Duration::from_secs(1));
     assert_eq!(second.count(), 0, "bytes are never sent again elsewhere");
+}
+
+/// A real process that serves one connection: it reads `read` bytes, says so, and reads no more.
+struct Victim(std::process::Child);
+
+impl Victim {
+    fn serve(net: &net::Net, address: SocketAddr, read: u32) -> Victim {
+        // Perl is in every Debian.
+        let program = format!(
+            "use IO::Socket::INET;
+             my $l = IO::Socket::INET->new(LocalAddr => '{address}', Listen => 8, ReuseAddr => 1) or die;
+             my $c = $l->accept; my $n = 0;
+             while ($n < {read}) {{ $n += sysread($c, my $b, {read} - $n) }}
+             syswrite($c, 'r'); sleep 100"
+        );
+        let mut command = net.command("perl");
+        let child = command.args(["-e", &program]).spawn().unwrap();
+        eventually("the process listens", SOON, || {
+            let filter = ["-tlnH", "src", &address.to_string()];
+            !net.out("ss", &filter).is_empty()
+        });
+        Victim(child)
+    }
+
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// kill -9: the kernel ends the process's connections, by RST where bytes were left unread and by
+/// FIN where none were. The client gets what the kernel said, at once.
+#[test]
+fn t12_kill_9_of_a_backend_reaches_the_client_at_once_as_the_kernel_said_it() {
+    if skip("t12 kill") {
+        return;
+    }
+    let lab = Lab::new();
+    let weir = Weir::start(&lab);
+    let vip = one_pod(&weir, "killed", false, false, 80);
+    let address = SocketAddr::new(pod_v4(0).into(), 80);
+    for (sent, read) in [(10, 10), (5_000, 10), (20 << 20, 10)] {
+        let mut process = Victim::serve(&lab.server, address, read);
+        let mut client = connect(&lab.client, vip).unwrap();
+        let writer = client.try_clone().unwrap();
+        let writing = std::thread::spawn(move || (&writer).write_all(&vec![7; sent]));
+        client.read_exact(&mut [0]).unwrap();
+        if sent < 1 << 20 {
+            // All of it is at the backend, or on its way.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let begun = Instant::now();
+        process.kill();
+        let (rest, _, end) = receive_all(&mut client);
+        let took = begun.elapsed();
+        // The error of a reset is told once, and to the writer if it asks first.
+        let wrote = writing.join().unwrap();
+        let is_reset = end.is_err() || wrote.is_err();
+        assert_eq!(is_reset, sent > 10, "{sent} bytes: {end:?}, {wrote:?}");
+        assert_eq!(rest, 0);
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+    weir.nothing_in_use();
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! UDP, end to end: rows U1, U2, U5-U8 and U11 of the fault catalogue, over IPv4, IPv6 and across
+//! UDP, end to end: rows U1, U2, U4-U9 and U11 of the fault catalogue, over IPv4, IPv6 and across
 //! families.
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -76,6 +76,57 @@ fn u1_u2_datagrams_keep_their_boundaries_from_0_to_65507_bytes() {
             assert!(buffer[..got].iter().all(|b| *b == size as u8));
         }
     }
+}
+
+#[test]
+fn u4_narrow_links_fragment_and_nothing_is_lost() {
+    if skip("u4") {
+        return;
+    }
+    let lab = Lab::new();
+    let weir = Weir::start(&lab);
+    let mut flows = Vec::new();
+    for (n, (vip, backend)) in families().into_iter().enumerate() {
+        let port = 5400 + n as u16;
+        let pod_here = UdpPod::echo(&lab.server, pod(backend, 0), port);
+        let svc = service(&format!("narrow{n}"))
+            .spec(family(vip))
+            .udp(port)
+            .endpoints([pod(backend, 0)], port);
+        let vip = SocketAddr::new(weir.serve(&svc)[0], port);
+        let socket = udp(&lab.client, vip);
+        assert_eq!(exchange(&socket, b"wide").unwrap(), b"wide");
+        flows.push((vip, socket, pod_here));
+    }
+    // First towards the backends, then towards the clients too: what is larger than the link comes
+    // and leaves in fragments, and runs of it cannot leave in one send.
+    let (lb, client, server) = (&lab.lb, &lab.client, &lab.server);
+    for links in [
+        [(lb, "back"), (server, "eth0")],
+        [(lb, "front"), (client, "eth0")],
+    ] {
+        for (net, device) in links {
+            net.ip(&["link", "set", device, "mtu", "1280"]);
+        }
+        for (vip, socket, _) in &flows {
+            let sizes = [
+                1200, 1400, 1400, 1400, 700, 3000, 3000, 0, 1400, 1400, 1232, 1232, 9000,
+            ];
+            for (n, &size) in sizes.iter().cycle().take(3 * sizes.len()).enumerate() {
+                socket.send(&vec![n as u8; size]).unwrap();
+            }
+            let mut buffer = [0; 65_536];
+            for (n, &size) in sizes.iter().cycle().take(3 * sizes.len()).enumerate() {
+                let got = socket
+                    .recv(&mut buffer)
+                    .unwrap_or_else(|e| panic!("{vip}: datagram {n} of {size} bytes: {e}"));
+                assert_eq!(got, size, "{vip}: datagram {n}");
+                assert!(buffer[..got].iter().all(|b| *b == n as u8));
+            }
+            assert_eq!(exchange(socket, b"after").unwrap(), b"after");
+        }
+    }
+    assert_eq!(weir.metric("weir_drops_total", &[]), 0.0);
 }
 
 #[test]
@@ -317,6 +368,111 @@ fn u8_a_flood_of_spoofed_sources_harms_no_known_flow() {
         .client
         .run(move || (0..20).filter(|_| ask(vip).is_ok()).count());
     assert_eq!((names, tcp.count()), (20, 20));
+}
+
+#[test]
+fn u9_without_a_local_port_new_flows_are_dropped_and_counted() {
+    if skip("u9") {
+        return;
+    }
+    let lab = Lab::new();
+    let ports = |range: &'static str| {
+        lab.lb
+            .run(move || std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", range).unwrap());
+    };
+    let weir = Weir::start(&lab);
+    let _pod = UdpPod::echo(&lab.server, pod_v4(0), 53);
+    let svc = service("narrow").udp(53).endpoints([pod_v4(0)], 53);
+    let vip = SocketAddr::new(weir.serve(&svc)[0], 53);
+    ports("40000 40039");
+    let sockets: Vec<UdpSocket> = (0..60).map(|_| udp(&lab.client, vip)).collect();
+    let short = Some(Duration::from_millis(100));
+    let (known, new): (Vec<_>, Vec<_>) = sockets.iter().partition(|socket| {
+        socket.set_read_timeout(short).unwrap();
+        // Slow is not lost: as many as there are ports have to be answered.
+        let answered = exchange(socket, b"x").is_ok();
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        answered
+    });
+    assert!((30..=40).contains(&known.len()), "{} flows", known.len());
+    let exhausted = weir.metric("weir_drops_total", &["reason=\"ports_exhausted\""]);
+    assert!(exhausted >= 20.0, "{exhausted} counted");
+    assert_eq!(weir.metric("weir_udp_flows_active", &[]), 40.0);
+    for socket in known {
+        assert_eq!(exchange(socket, b"y").unwrap(), b"y", "a known flow");
+    }
+    ports("40000 40999");
+    for socket in new {
+        let mut buffer = [0; 8];
+        socket.set_read_timeout(short).unwrap();
+        // A late answer to the first.
+        while socket.recv(&mut buffer).is_ok() {}
+        socket.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!(exchange(socket, b"z").unwrap(), b"z", "served again");
+    }
+    assert_eq!(weir.metric("weir_udp_flows_active", &[]), 60.0);
+}
+
+#[test]
+fn ten_thousand_flows_are_served_and_each_keeps_its_backend() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    if skip("udp 10,000 flows") {
+        return;
+    }
+    const FLOWS: usize = 10_000;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|most| most < 2 * FLOWS as u64) {
+        println!("SKIP: 10,000 flows: needs 20,000 descriptors a process");
+        return;
+    }
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    let lab = Lab::new();
+    let weir = Weir::start(&lab);
+    let _pods: Vec<UdpPod> = (0..4)
+        .map(|n| UdpPod::named(&lab.server, pod_v4(n), 53, &n.to_string()))
+        .collect();
+    let svc = service("many").udp(53).endpoints((0..4).map(pod_v4), 53);
+    let vip = SocketAddr::new(weir.serve(&svc)[0], 53);
+    let memory = weir.proc_status("VmRSS:");
+    let holders: Vec<HashSet<u8>> = lab.client.run(move || {
+        let sockets: Vec<UdpSocket> = (0..FLOWS)
+            .map(|_| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect(vip).unwrap();
+                socket.set_read_timeout(Some(SOON)).unwrap();
+                socket
+            })
+            .collect();
+        let mut holders = vec![HashSet::new(); FLOWS];
+        let mut buffer = [0; 16];
+        for round in 0..3_u8 {
+            // As many at a time as the pods' receive queues hold.
+            for (chunk, sockets) in sockets.chunks(200).enumerate() {
+                for socket in sockets {
+                    socket.send(&[round]).unwrap();
+                }
+                for (n, socket) in sockets.iter().enumerate() {
+                    let got = socket.recv(&mut buffer);
+                    let got = got.unwrap_or_else(|e| panic!("flow {}: {e}", 200 * chunk + n));
+                    assert_eq!((buffer[got - 1], buffer[1], got), (round, b':', 3));
+                    holders[200 * chunk + n].insert(buffer[0]);
+                }
+            }
+        }
+        holders
+    });
+    assert!(holders.iter().all(|names| names.len() == 1), "a flow moved");
+    let all: HashSet<u8> = holders.into_iter().flatten().collect();
+    assert_eq!(all.len(), 4, "every pod has some");
+    assert_eq!(weir.metric("weir_udp_flows_active", &[]), FLOWS as f64);
+    assert_eq!(weir.metric("weir_drops_total", &[]), 0.0);
+    let grown = weir.proc_status("VmRSS:").saturating_sub(memory);
+    println!("10,000 flows: {grown} KiB more in Weir");
+    assert!(grown < 16 * 1024, "memory grew by {grown} KiB");
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn refusals(page: &mut Page, rows: &[Row<'_>]) {
 
 fn workers(page: &mut Page, workers: &[WorkerTotals]) {
     type Column = (&'static str, Kind, &'static str, fn(&WorkerTotals) -> u64);
-    const COLUMNS: [Column; 12] = [
+    const COLUMNS: [Column; 18] = [
         (
             "weir_worker_turns_total",
             Kind::Counter,
@@ -239,6 +239,42 @@ fn workers(page: &mut Page, workers: &[WorkerTotals]) {
             Kind::Counter,
             "Receives of bulk that were copied for want of a pipe.",
             |w| w.bulk_copied,
+        ),
+        (
+            "weir_worker_ring_overflows_total",
+            Kind::Counter,
+            "Completions that found their queue full and were kept aside by the kernel.",
+            |w| w.ring_overflows,
+        ),
+        (
+            "weir_worker_ring_full_total",
+            Kind::Counter,
+            "Submissions that found their queue full and went before their time.",
+            |w| w.ring_full,
+        ),
+        (
+            "weir_worker_ring_no_buffers_total",
+            Kind::Counter,
+            "Receives that ended because no provided buffer was left; each goes on when there are some.",
+            |w| w.ring_no_buffers,
+        ),
+        (
+            "weir_worker_ring_cancels_total",
+            Kind::Counter,
+            "Operations cancelled.",
+            |w| w.ring_cancels,
+        ),
+        (
+            "weir_worker_ring_buffers",
+            Kind::Gauge,
+            "Provided buffers that hold bytes on their way now.",
+            |w| w.ring_buffers,
+        ),
+        (
+            "weir_worker_ring_in_flight",
+            Kind::Gauge,
+            "Sends and connects under way in the ring now.",
+            |w| w.ring_in_flight,
         ),
         (
             "weir_worker_bind_errors_total",

@@ -14,6 +14,8 @@
 pub mod directory;
 mod field;
 pub mod file;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod parse;
 mod place;
 pub mod scan;

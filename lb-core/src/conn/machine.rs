@@ -15,8 +15,8 @@ const ROUNDS: u8 = 2;
 /// one go: some 10 us each that the other connections wait.
 pub(super) const MAX_TRIES: u8 = 32;
 
-/// A side that is to be reset but acknowledges nothing of what was sent before is reset without it
-/// after this. It bounds a peer that never reads; one that reads slowly starts it anew.
+/// A side that is to be reset but takes nothing of what was sent before is reset without it after
+/// this. It bounds a peer that never reads; one that reads slowly starts it anew.
 const FLUSH_STALL: Duration = Duration::from_secs(60);
 
 const NEVER: Time = Time::from_micros(u64::MAX);
@@ -201,6 +201,20 @@ impl Conn {
         self.arm(out);
     }
 
+    /// The side that has failed while the other one still takes what it had sent.
+    pub(super) fn failed(&self) -> Option<Side> {
+        let failed = |side: &Side| self.failures[side.index()].is_some();
+        Side::BOTH.into_iter().find(failed)
+    }
+
+    /// One side has failed, and the other does not take what that had sent before.
+    fn end_failed(&mut self, out: &mut Actions) {
+        if let Some(side) = self.failed() {
+            let cause = self.failures[side.index()].unwrap_or(Cause::Unexpected);
+            self.abort(failure_reason(side, cause), out);
+        }
+    }
+
     fn end_flush(&mut self, out: &mut Actions) {
         if let Phase::Flushing(target) = self.phase {
             let failed = target.peer();
@@ -238,6 +252,7 @@ impl Conn {
         match self.phase {
             Phase::New | Phase::Picking | Phase::Closed => {}
             Phase::Connecting => self.on_connect_failed(now, Cause::TimedOut, out),
+            Phase::Relaying if self.failed().is_some() => self.end_failed(out),
             Phase::Relaying if self.is_half_closed() => {
                 self.abort(CloseReason::HalfCloseTimeout, out);
             }
@@ -251,9 +266,14 @@ impl Conn {
         match self.phase {
             Phase::New | Phase::Picking | Phase::Closed => NEVER,
             Phase::Connecting => (self.active + self.timeouts.connect()).min(self.budget_ends),
-            Phase::Relaying => self
-                .timeouts
-                .silence_ends(self.active, self.is_half_closed()),
+            Phase::Relaying => {
+                let half = self.is_half_closed();
+                let silence_ends = self.timeouts.silence_ends(self.active, half);
+                match self.failed() {
+                    Some(_) => silence_ends.min(self.active + FLUSH_STALL),
+                    None => silence_ends,
+                }
+            }
             Phase::Flushing(_) => self.active + FLUSH_STALL,
         }
     }

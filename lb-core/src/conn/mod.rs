@@ -45,8 +45,8 @@
 mod actions;
 mod machine;
 mod relay;
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, fuzzing))]
+pub mod sim;
 #[cfg(test)]
 mod tests;
 

@@ -100,6 +100,7 @@ impl Conn {
         out: &mut Actions,
     ) {
         self.failures[side.index()].get_or_insert(cause);
+        self.active = now;
         if let Some(first) = self.failures[side.peer().index()] {
             // Nobody is left who could be told anything.
             return self.abort(failure_reason(side.peer(), first), out);
@@ -118,15 +119,13 @@ impl Conn {
 
     /// A failed side with nothing left to deliver: the other one follows. Both FINs forwarded: done.
     fn settle(&mut self, now: Time, out: &mut Actions) {
-        let failed = Side::BOTH
-            .into_iter()
-            .find(|side| self.failures[side.index()].is_some());
-        match failed {
+        match self.failed() {
             Some(side) if self.directions[side.index()].is_over() => {
                 self.start_flush(now, side.peer(), out);
             }
-            // Its receive is outstanding, or follows the send that is.
-            Some(_) => {}
+            // Its receive is outstanding, or follows the send that is: for as long as the other
+            // side takes it.
+            Some(_) => self.arm(out),
             None if self.directions.iter().all(|d| d.stage == Stage::Finished) => {
                 self.close(CloseReason::Finished, out);
             }

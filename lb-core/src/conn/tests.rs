@@ -377,6 +377,30 @@ fn a_stalled_flush_ends() {
 }
 
 #[test]
+fn a_failed_side_does_not_wait_for_the_idle_timer_of_a_peer_that_reads_nothing() {
+    let hour = Duration::from_secs(3_600);
+    let short = Duration::from_millis(250);
+    let mut run = Run::new();
+    run.conn = Conn::new(Timeouts::new(short, short, hour, hour));
+    run.does(Event::Accepted { denied: false });
+    run.does(Event::Picked { round: 0 });
+    run.does(Event::Connected);
+    assert_eq!(run.at(250, Event::Timer), [Action::Arm(at(3_600_000))]);
+    assert_eq!(run.at(1_000, got(D, 9)), [Action::Send { side: U }]);
+    assert_eq!(
+        run.at(2_000, seen(D, Cause::Reset)),
+        [Action::Arm(at(62_000))]
+    );
+    // It reads a little, and no more.
+    assert_eq!(run.at(3_000, sent(U, 1)), [Action::Send { side: U }]);
+    assert_eq!(run.at(62_000, Event::Timer), [Action::Arm(at(63_000))]);
+    assert_eq!(
+        run.at(63_000, Event::Timer),
+        [RESET_U, RESET_D, close(CloseReason::DownstreamReset)]
+    );
+}
+
+#[test]
 fn bytes_move_the_idle_timer_only_when_it_fires() {
     let mut run = Run::relaying(&[]);
     assert_eq!(run.at(250, Event::Timer), [Action::Arm(at(60_000))]);

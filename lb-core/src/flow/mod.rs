@@ -29,14 +29,17 @@
 mod chain;
 mod copies;
 mod expiry;
+mod index;
 mod slots;
 mod sources;
 mod vocabulary;
 
+#[cfg(any(test, fuzzing))]
+mod fixture;
 #[cfg(test)]
 mod model_tests;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, fuzzing))]
+pub mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -48,7 +51,8 @@ use crate::time::Time;
 use chain::{Chain, Order};
 use copies::Copies;
 use expiry::Deadlines;
-use slots::{Flow, Slots};
+use index::Index;
+use slots::{Ends, Flow, Slots};
 use sources::{KeyedHash, Sources};
 
 pub use copies::COPY_MAX;
@@ -67,7 +71,7 @@ pub const MAX_REFUSALS: u8 = 8;
 pub struct Flows<T> {
     limits: Limits,
     slots: Slots<T>,
-    index: HashMap<(u64, SocketAddr), FlowId, KeyedHash>,
+    index: Index,
     frontends: HashMap<u64, Chain, KeyedHash>,
     sources: Sources,
     /// Every one-way flow, oldest first.
@@ -83,9 +87,9 @@ impl<T> Flows<T> {
         Flows {
             limits,
             slots: Slots::new(),
-            index: HashMap::with_hasher(hash.clone()),
+            index: Index::new(limits.flows, hash.clone()),
             frontends: HashMap::with_hasher(hash.clone()),
-            sources: Sources::new(limits.flows_per_source, hash),
+            sources: Sources::new(limits.flows_per_source, limits.flows, hash),
             one_way: Chain::default(),
             deadlines: Deadlines::default(),
             copies: Copies::new(limits.copy_bytes),
@@ -135,13 +139,17 @@ impl<T> Flows<T> {
 
     /// Has `client` a flow?
     pub fn contains(&self, client: SocketAddr, rules: &impl Rules) -> bool {
-        self.index.contains_key(&(rules.id(), client))
+        self.find(&(rules.id(), client)).is_some()
+    }
+
+    fn find(&self, ends: &Ends) -> Option<FlowId> {
+        let index = self.index.find(&self.slots, ends)?;
+        Some(self.slots.id_at(index))
     }
 
     /// A datagram has come from `client`.
     pub fn datagram(&mut self, now: Time, client: SocketAddr, rules: &impl Rules) -> Verdict<T> {
-        let key = (rules.id(), client);
-        let Some(&id) = self.index.get(&key) else {
+        let Some(id) = self.find(&(rules.id(), client)) else {
             return self.admit(now, client, rules);
         };
         let flow = self.slots.at_mut(id.index());
@@ -186,13 +194,14 @@ impl<T> Flows<T> {
         let deadline = now + timeouts.one_way;
         let flow = Flow::new(frontend, client, backend, epoch, now, deadline, part);
         let id = self.slots.insert(flow);
-        self.index.insert((frontend, client), id);
+        let ends = (frontend, client);
+        self.index.insert(&mut self.slots, &ends, id.index());
         let chain = self.frontends.entry(frontend).or_default();
         self.slots.push(chain, Order::Frontend, id.index());
         self.slots
             .push(&mut self.one_way, Order::OneWay, id.index());
         self.sources.add(client.ip(), &mut self.slots, id.index());
-        self.deadlines.arm(deadline, id);
+        self.deadlines.arm(&mut self.slots, deadline, id.index());
         id
     }
 
@@ -209,7 +218,7 @@ impl<T> Flows<T> {
         let f = self.slots.get_mut(flow)?;
         self.copies.forget(&mut f.copy);
         f.backend = backend;
-        f.epoch = rules.epoch();
+        // The epoch stays: whether the client is still permitted is judged at its next datagram.
         f.answered = false;
         f.sent = false;
         f.refused = false;
@@ -294,10 +303,10 @@ impl<T> Flows<T> {
         }
         self.sources
             .remove(client.ip(), &mut self.slots, index, two_way);
-        self.index.remove(&(frontend, client));
+        let ends = (frontend, client);
+        self.index.remove(&mut self.slots, &ends, index);
+        self.deadlines.disarm(&mut self.slots, index);
         let f = self.slots.remove(flow)?;
-        self.deadlines
-            .forget(self.slots.len(), |id| self.slots.get(id).is_some());
         Some(Closed {
             frontend,
             two_way,
@@ -325,23 +334,21 @@ impl<T> Flows<T> {
 
     /// No flow ends before this.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.deadlines.next()
+        self.deadlines.first().map(|(at, _)| at)
     }
 
     /// Ends one flow whose deadline has come; call until `None`, or later for the rest.
     pub fn expire(&mut self, now: Time) -> Option<Closed<T>> {
-        while let Some((armed, id)) = self.deadlines.pop_due(now) {
-            let Some(f) = self.slots.get_mut(id) else {
-                continue;
-            };
-            if f.armed != armed {
-                continue; // an earlier alarm replaced this one
-            }
+        while let Some((at, index)) = self.deadlines.first()
+            && at <= now
+        {
+            let f = self.slots.at_mut(index);
             if f.deadline <= now {
-                return self.close(id);
+                return self.close(self.slots.id_at(index));
             }
             f.armed = f.deadline;
-            self.deadlines.arm(f.armed, id);
+            let at = f.armed;
+            self.deadlines.rearm(&mut self.slots, at, index);
         }
         None
     }
@@ -394,7 +401,8 @@ impl<T> Flows<T> {
             f.deadline = now + timeouts.of(f.two_way);
             if f.deadline < f.armed {
                 f.armed = f.deadline;
-                self.deadlines.arm(f.armed, id);
+                let at = f.armed;
+                self.deadlines.rearm(&mut self.slots, at, id.index());
             }
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::tests::{Fixed, backend, client, rules};
+use super::fixture::{Fixed, backend, client, rules};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -218,7 +218,10 @@ impl Pair {
             .model
             .flows
             .get(n.checked_rem(self.model.flows.len())?)?;
-        Some((f.clone(), self.real.index[&(f.frontend, f.client)]))
+        Some((
+            f.clone(),
+            self.real.find(&(f.frontend, f.client)).expect("it lives"),
+        ))
     }
 
     fn apply(&mut self, op: Op) {
@@ -281,12 +284,12 @@ impl Pair {
         assert_eq!(expired, expected);
         self.model.flows.retain(|f| !due(f));
         assert_eq!(self.real.len(), self.model.flows.len());
-        assert_eq!(self.real.index.len(), self.model.flows.len());
+        assert_eq!(self.real.slots.len(), self.model.flows.len());
         let first = self.model.flows.iter().map(|f| f.deadline).min();
         assert!(first.is_none_or(|at| self.real.next_deadline().is_some_and(|d| d <= at)));
         assert!(self.real.copy_bytes() >= self.model.copies());
         for f in &self.model.flows {
-            let id = self.real.index[&(f.frontend, f.client)];
+            let id = self.real.find(&(f.frontend, f.client)).expect("it lives");
             assert_eq!(self.real.part(id), Some(&(f.frontend, f.client)));
             assert_eq!(self.real.backend(id), Some(f.backend));
         }
@@ -298,7 +301,7 @@ impl Pair {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 400 }))]
 
     #[test]
     fn the_flows_do_as_the_naive_list_does(ops in prop::collection::vec(op(), 1..120)) {

@@ -1,12 +1,15 @@
 //! Where flows live: dense slots, reused, each use with its own generation.
 
-use std::net::SocketAddr;
+use std::hash::Hasher;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::slab::Slab;
 use crate::time::Time;
 
 use super::FlowId;
 use super::chain::{Chain, Link, Order};
+use super::expiry::Places;
+use super::index::{Entries, Key};
 
 /// One client's exchange with one frontend.
 #[derive(Debug)]
@@ -34,6 +37,10 @@ pub(super) struct Flow<T> {
     /// The latest datagram, while the present backend has not answered.
     pub(super) copy: Option<Vec<u8>>,
     links: [Link; Order::COUNT],
+    /// The next flow of the index's chain.
+    after: u32,
+    /// Where the alarm stands among the others.
+    place: u32,
     pub(super) part: T,
 }
 
@@ -62,8 +69,16 @@ impl<T> Flow<T> {
             refusals: 0,
             copy: None,
             links: [Link::default(); Order::COUNT],
+            after: 0,
+            place: 0,
             part,
         }
+    }
+
+    /// The one behind it in a chain that it is in.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn after(&self, order: Order) -> Option<u32> {
+        self.links[order as usize].after()
     }
 }
 
@@ -88,6 +103,11 @@ impl<T> Slots<T> {
         self.0.remove(id)
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn iter(&self) -> impl Iterator<Item = (FlowId, &Flow<T>)> {
+        self.0.iter()
+    }
+
     pub(super) fn get(&self, id: FlowId) -> Option<&Flow<T>> {
         self.0.get(id)
     }
@@ -97,6 +117,12 @@ impl<T> Slots<T> {
     }
 
     /// The flow in a slot that a chain names.
+    fn at(&self, index: u32) -> &Flow<T> {
+        let id = self.id_at(index);
+        self.0.get(id).expect("the slab gave this key as present")
+    }
+
+    /// As [`Slots::at`], to be changed.
     pub(super) fn at_mut(&mut self, index: u32) -> &mut Flow<T> {
         let id = self.id_at(index);
         self.0
@@ -132,5 +158,48 @@ impl<T> Slots<T> {
 
     fn link(&mut self, order: Order, index: u32) -> &mut Link {
         &mut self.at_mut(index).links[order as usize]
+    }
+}
+
+/// What a flow is found by: its frontend's number, and the client.
+pub(super) type Ends = (u64, SocketAddr);
+
+impl Key for Ends {
+    fn feed(&self, hasher: &mut impl Hasher) {
+        let (frontend, client) = self;
+        let ip = match client.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+            IpAddr::V6(v6) => v6,
+        };
+        let mut bytes = [0; 26];
+        bytes[..8].copy_from_slice(&frontend.to_ne_bytes());
+        bytes[8..24].copy_from_slice(&ip.octets());
+        bytes[24..].copy_from_slice(&client.port().to_ne_bytes());
+        hasher.write(&bytes);
+    }
+}
+
+impl<T> Entries<Ends> for Slots<T> {
+    fn is(&self, at: u32, key: &Ends) -> bool {
+        let flow = self.at(at);
+        flow.client == key.1 && flow.frontend == key.0
+    }
+
+    fn after(&self, at: u32) -> u32 {
+        self.at(at).after
+    }
+
+    fn set_after(&mut self, at: u32, after: u32) {
+        self.at_mut(at).after = after;
+    }
+}
+
+impl<T> Places for Slots<T> {
+    fn set_place(&mut self, index: u32, place: u32) {
+        self.at_mut(index).place = place;
+    }
+
+    fn place(&self, index: u32) -> u32 {
+        self.at(index).place
     }
 }

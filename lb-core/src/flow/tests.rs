@@ -3,58 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::fixture::{Fixed, backend, client, rules};
 use super::*;
 
-/// Rules that a test writes down.
-#[derive(Clone, Debug)]
-pub(super) struct Fixed {
-    pub(super) frontend: u64,
-    pub(super) epoch: u64,
-    pub(super) denied: Vec<IpAddr>,
-    pub(super) backends: Vec<SocketAddr>,
-    pub(super) timeouts: Timeouts,
-}
-
-impl Rules for Fixed {
-    fn id(&self) -> u64 {
-        self.frontend
-    }
-    fn epoch(&self) -> u64 {
-        self.epoch
-    }
-    fn permits(&self, client: IpAddr) -> bool {
-        !self.denied.contains(&client)
-    }
-    fn holds(&self, backend: SocketAddr) -> bool {
-        self.backends.contains(&backend)
-    }
-    fn timeouts(&self) -> Timeouts {
-        self.timeouts
-    }
-}
-
-pub(super) fn backend(n: u8) -> SocketAddr {
-    SocketAddr::from(([10, 0, 0, n], 53))
-}
-
-pub(super) fn client(source: u8, port: u16) -> SocketAddr {
-    SocketAddr::from(([192, 0, 2, source], port))
-}
-
-pub(super) fn rules() -> Fixed {
-    Fixed {
-        frontend: 1,
-        epoch: 1,
-        denied: vec![],
-        backends: vec![backend(1), backend(2)],
-        timeouts: Timeouts {
-            one_way: Duration::from_secs(30),
-            two_way: Duration::from_secs(120),
-        },
-    }
-}
-
-pub(super) fn secs(s: u64) -> Time {
+fn secs(s: u64) -> Time {
     Time::from_micros(s * 1_000_000)
 }
 
@@ -166,6 +118,25 @@ fn a_source_denied_later_is_dropped_at_its_next_datagram_and_its_flow_ends() {
         }
         assert!(f.is_empty() && f.part(id).is_none());
         assert_eq!(f.copy_bytes(), 0);
+    }
+}
+
+/// The move answers a refusal, not a datagram: nobody has asked then whether the client may go on.
+#[test]
+fn a_move_does_not_hide_a_change_of_policy() {
+    for state in STATES {
+        let (mut f, id, mut r) = in_state(state);
+        r.epoch = 2;
+        r.denied = vec![client(1, 9).ip()];
+        f.refused(id);
+        f.moved(secs(2), id, backend(2), &r, "b");
+        match f.datagram(secs(2), client(1, 9), &r) {
+            Verdict::Drop {
+                reason: Refusal::SourceDenied,
+                closed: Some(_),
+            } => {}
+            other => panic!("{state:?}: {other:?}"),
+        }
     }
 }
 
@@ -408,7 +379,7 @@ fn events_of_a_dead_flow_are_ignored_even_when_its_slot_lives_again() {
 }
 
 #[test]
-fn alarms_of_the_dead_do_not_pile_up() {
+fn a_flow_takes_its_alarm_with_it() {
     let (mut f, r) = (Flows::new(small(), [7; 16]), rules());
     for n in 0..20_000u64 {
         let now = secs(n);
@@ -418,5 +389,25 @@ fn alarms_of_the_dead_do_not_pile_up() {
             f.close(id);
         }
     }
-    assert!(f.deadlines.len() <= 1100, "{}", f.deadlines.len());
+    assert_eq!((f.deadlines.len(), f.next_deadline()), (0, None));
+}
+
+/// Timeouts that shrink again and again leave an alarm behind for every flow each time.
+#[test]
+fn alarms_replaced_by_earlier_ones_do_not_pile_up() {
+    let (mut f, mut r) = (flows(), rules());
+    let ports = 1..=1_000;
+    for port in ports.clone() {
+        open(&mut f, secs(1), client(1, port), &r);
+    }
+    for seconds in (10..20).rev() {
+        r.epoch += 1;
+        r.timeouts.one_way = Duration::from_secs(seconds);
+        for port in ports.clone() {
+            f.datagram(secs(1), client(1, port), &r);
+        }
+    }
+    assert!(f.deadlines.len() > 10_000);
+    f.close_any();
+    assert_eq!(f.deadlines.len(), f.len());
 }

@@ -137,6 +137,18 @@ pub struct WorkerCounters {
     pub pipe_descriptors: Counter,
     /// Receives of bulk that were copied because there was no pipe to splice through.
     pub bulk_copied: Counter,
+    /// Completions that found their queue full and were kept aside by the kernel.
+    pub ring_overflows: Counter,
+    /// Submissions that found their queue full and went before their time.
+    pub ring_full: Counter,
+    /// Receives that ended because no provided buffer was left; each goes on when there are some.
+    pub ring_no_buffers: Counter,
+    /// Operations cancelled.
+    pub ring_cancels: Counter,
+    /// Provided buffers that hold bytes on their way now.
+    pub ring_buffers: Counter,
+    /// Sends and connects under way in the ring now.
+    pub ring_in_flight: Counter,
     /// Connections shed because the descriptor budget was spent.
     pub shed_budget: Counter,
     /// Connections shed because accept said EMFILE or ENFILE.

@@ -26,10 +26,6 @@ impl Interest {
     pub(crate) const READ: Interest = Interest(epoll::EventFlags::IN);
     /// An error, or the end of both directions, once.
     pub(crate) const ERRORS: Interest = Interest(epoll::EventFlags::ET);
-    /// Each time a datagram or an error has come: edge-triggered. The owner must read until it
-    /// finds nothing, or ask again by changing the watch to what it is.
-    pub(crate) const DATAGRAMS: Interest =
-        Interest(epoll::EventFlags::IN.union(epoll::EventFlags::ET));
     /// Nothing for now (errors come all the same).
     pub(crate) const NONE: Interest = Interest(epoll::EventFlags::empty());
 }

@@ -122,7 +122,8 @@ pub(crate) fn connect_again(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<()
     }
 }
 
-/// Refuses a connection of a socket with itself. The kernel makes one (RFC 9293 section 3.5, both
+/// The end of a connect that is known to have succeeded: refuses a connection of a socket with
+/// itself. The kernel makes one (RFC 9293 section 3.5, both
 /// ends open at once) when it gives the port dialled, which is on this machine and nobody's, to
 /// the dialling socket. Reset, so that no TIME-WAIT keeps the backend from its port.
 pub(crate) fn check_other(socket: BorrowedFd<'_>, to: SocketAddr) -> Result<(), Errno> {

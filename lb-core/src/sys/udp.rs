@@ -164,6 +164,12 @@ pub(super) fn set_int(
     }
 }
 
+/// Turns UDP's checksum off, and with it what the kernel builds on it.
+#[cfg(test)]
+pub(crate) fn without_checksums(socket: BorrowedFd<'_>) {
+    set_int(socket, libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).expect("a socket's own choice");
+}
+
 fn last_error() -> Errno {
     errno(std::io::Error::last_os_error())
 }
@@ -245,6 +251,99 @@ mod tests {
         assert_eq!(refused, Errno::CONNREFUSED);
         let empty = batch.receive(socket.as_fd(), 1).expect_err("nothing");
         assert_eq!(empty, Errno::AGAIN);
+    }
+
+    #[test]
+    fn a_run_arrives_joined_where_that_was_asked_for_and_as_single_datagrams_elsewhere() {
+        let data: Vec<u8> = (0..=255).cycle().take(64 * 1_000 + 500).collect();
+        for (bytes, segment, slices) in [
+            (2500, 1000, 3),
+            (64_000, 1000, 64),
+            (64, 1, 1),
+            (500, 500, 1),
+        ] {
+            let (joins, apart) = pair();
+            join_received(joins.as_fd());
+            for receiver in [&joins, &apart] {
+                let sender = connect(receiver.local_addr().expect("address"), iter::empty())
+                    .expect("connect");
+                let data = &data[..bytes];
+                let slices: Vec<&[u8]> = data.chunks(bytes.div_ceil(slices)).collect();
+                send_run(sender.as_fd(), &slices, segment).expect("sent");
+            }
+            let mut batch = Batch::with_senders();
+            assert_eq!(batch.receive(joins.as_fd(), BATCH), Ok(0..1));
+            let got = batch.datagram(0);
+            assert!(got.payload == &data[..bytes] && got.from.is_some());
+            assert_eq!(got.segment, if bytes > segment { segment } else { 0 });
+            batch.clear();
+            let count = bytes.div_ceil(segment);
+            assert_eq!(batch.receive(apart.as_fd(), BATCH), Ok(0..count));
+            for (n, expected) in data[..bytes].chunks(segment).enumerate() {
+                let got = batch.datagram(n);
+                assert!(got.payload == expected && got.segment == 0);
+            }
+        }
+    }
+
+    #[test]
+    fn every_way_to_receive_gives_the_same() {
+        let (a, b) = pair();
+        join_received(b.as_fd());
+        let (to_a, to_b) = (a.local_addr().expect("a"), b.local_addr().expect("b"));
+        a.connect(to_b).expect("connect");
+        b.connect(to_a).expect("connect");
+        let mut batch = Batch::without_senders();
+        for size in [0, 1, 1472, 65_507] {
+            a.send(&vec![7; size]).expect("send");
+            b.send(&vec![7; size]).expect("send");
+            batch.receive_joined(b.as_fd()).expect("one");
+            batch.receive_one(a.as_fd()).expect("one");
+            for n in batch.len() - 2..batch.len() {
+                let got = batch.datagram(n);
+                assert!(got.payload == vec![7; size] && !got.truncated);
+                assert_eq!((got.from, got.segment), (None, 0));
+            }
+        }
+        send_run(a.as_fd(), &[&[1; 10], &[2; 5]], 10).expect("two");
+        batch.receive_joined(b.as_fd()).expect("both at once");
+        assert_eq!(batch.datagram(8).segment, 10);
+        assert_eq!(batch.datagram(8).payload.len(), 15);
+        for empty in [
+            batch.receive_joined(b.as_fd()),
+            batch.receive_one(a.as_fd()),
+        ] {
+            assert_eq!(empty, Err(Errno::AGAIN));
+        }
+        while batch.room() > 0 {
+            a.send(b"x").expect("send");
+            batch.receive_joined(b.as_fd()).expect("one");
+        }
+        a.send(b"x").expect("send");
+        let full = Err(Errno::NOBUFS);
+        assert_eq!(batch.receive_joined(b.as_fd()), full);
+        assert_eq!(batch.receive_one(b.as_fd()), full);
+        batch.clear();
+        batch.receive_joined(b.as_fd()).expect("it waited");
+    }
+
+    #[test]
+    fn what_cannot_be_segmented_is_refused_whole() {
+        let (a, b) = pair();
+        let sender = connect(b.local_addr().expect("address"), iter::empty()).expect("connect");
+        without_checksums(sender.as_fd());
+        let error = send_run(sender.as_fd(), &[&[1; 30]], 10).expect_err("no checksums");
+        assert!(is_unsegmentable(error), "{error}");
+        assert!(!is_unsegmentable(Errno::CONNREFUSED) && !is_unsegmentable(Errno::AGAIN));
+        let mut sheet = Sheet::default();
+        let mut draft = sheet.start();
+        without_checksums(a.as_fd());
+        draft.add(b.local_addr().expect("address"), &[&[1; 30]], Some(10));
+        let error = draft.send(a.as_fd(), 0).expect_err("no checksums");
+        assert!(is_unsegmentable(error), "{error}");
+        b.set_nonblocking(true).expect("nonblocking");
+        assert!(b.recv(&mut [0; 100]).is_err(), "nothing was sent");
+        assert!(can_segment());
     }
 
     /// The kernel may give the socket the very port that it is to be connected to, when that is

@@ -52,12 +52,17 @@ pub(crate) enum Payload {
 }
 
 impl Payload {
+    /// How many bytes are left of it.
+    pub(crate) fn len(&self) -> u32 {
+        match self {
+            Payload::Chain(chain) => chain.len(),
+            Payload::Backlog(backlog) => backlog.rest().len() as u32,
+        }
+    }
+
     /// Is nothing left of it?
     pub(crate) fn is_empty(&self) -> bool {
-        match self {
-            Payload::Chain(chain) => chain.is_empty(),
-            Payload::Backlog(backlog) => backlog.rest().is_empty(),
-        }
+        self.len() == 0
     }
 }
 

@@ -29,5 +29,5 @@ mod tag;
 pub(crate) use buffers::Chain;
 pub(crate) use completion::{Completion, Got, Readable};
 pub(crate) use flights::{Backlog, MAX_PIECES, Payload};
-pub(crate) use ring::{Ring, Size};
+pub(crate) use ring::{Counts, Ring, Size};
 pub(crate) use tag::Owner;

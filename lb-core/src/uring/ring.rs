@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, SubmitArgs, Timespec};
@@ -11,9 +12,11 @@ use io_uring::{IoUring, cqueue, squeue};
 use rustix::io::Errno;
 
 use super::buffers::{Buffers, Chain};
-use super::completion::Completion;
+use super::completion::{Completion, Got};
 use super::flights::{Backlog, Flights, Payload};
-use super::tag::Tag;
+use super::tag::{Owner, Tag};
+use crate::conn::Side;
+use crate::slab::Key;
 
 /// Completions taken from the queue at once.
 const BATCH: usize = 512;
@@ -33,6 +36,22 @@ pub(crate) struct Size {
     pub(crate) buffers: u16,
     /// Bytes in each.
     pub(crate) buffer_size: u32,
+}
+
+impl Size {
+    /// What a worker gets; in tests also a tiny one.
+    pub(crate) fn of_worker() -> Size {
+        #[cfg(feature = "failpoints")]
+        if let Some((submissions, buffers)) = crate::failpoint::ring() {
+            return Size {
+                submissions,
+                completions: 2 * submissions,
+                buffers,
+                ..Size::default()
+            };
+        }
+        Size::default()
+    }
 }
 
 impl Default for Size {
@@ -66,8 +85,6 @@ pub(crate) struct Counts {
     pub(crate) no_buffers: u64,
     /// Cancels asked for.
     pub(crate) cancels: u64,
-    /// System calls.
-    pub(crate) enters: u64,
 }
 
 /// One worker's ring. Set up anywhere, used by the thread that enables it alone.
@@ -80,6 +97,8 @@ pub(crate) struct Ring {
     overflow: VecDeque<squeue::Entry>,
     batch: VecDeque<cqueue::Entry>,
     pub(super) polls_readiness: bool,
+    /// A multishot receive can be made to end by itself.
+    pub(super) limits_receives: bool,
     pub(super) counts: Counts,
     enabled: bool,
 }
@@ -118,6 +137,7 @@ impl Ring {
             overflow: VecDeque::new(),
             batch: VecDeque::with_capacity(BATCH),
             polls_readiness: false,
+            limits_receives: true,
             counts: Counts::default(),
             enabled: false,
         })
@@ -130,7 +150,27 @@ impl Ring {
     pub(crate) fn enable(&mut self) -> io::Result<()> {
         self.uring.submitter().register_enable_rings()?;
         self.enabled = true;
+        self.limits_receives = self.can_limit_receives()?;
         Ok(())
+    }
+
+    /// Tries a multishot receive with a limit, which Linux before 6.17 refuses with EINVAL.
+    fn can_limit_receives(&mut self) -> io::Result<bool> {
+        let nobody = Owner {
+            key: Key::from_parts(0, 0),
+            side: Side::Downstream,
+        };
+        let (ours, theirs) = UnixStream::pair()?;
+        drop(theirs);
+        self.receive(nobody, ours.as_fd());
+        self.wait(END)?;
+        let mut can = false;
+        while let Some(completion) = self.next() {
+            if let Completion::Received { got, .. } = completion {
+                can = matches!(got, Got::End);
+            }
+        }
+        Ok(can)
     }
 
     /// Submits what was asked for, and waits until something has completed or `timeout` has
@@ -146,7 +186,6 @@ impl Ring {
             .sec(timeout.as_secs())
             .nsec(timeout.subsec_nanos());
         let args = SubmitArgs::new().timespec(&limit);
-        self.counts.enters += 1;
         let entered = match want {
             0 => self.uring.submitter().submit(),
             _ => self.uring.submitter().submit_with_args(want, &args),

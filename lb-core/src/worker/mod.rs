@@ -12,10 +12,12 @@
 //! and then the eventfd is readable again, the next epoll_wait returns at once, and the next turn
 //! loads. No wake is lost and none need be counted: several stores may share one. The same holds
 //! for the flags of drain and stop. (The system calls order the memory accesses of their threads.)
+//! The code is in `handshake`, with a model of every interleaving.
 
 mod budget;
 pub(crate) mod cx;
 pub(crate) mod descriptors;
+mod handshake;
 mod listener;
 pub(crate) mod local;
 pub(crate) mod pace;
@@ -92,11 +94,9 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) const NO_DRAIN: u64 = u64::MAX;
 
-    /// Makes every worker look at what changed here.
-    pub(crate) fn wake_all(&self) {
-        for wake in &self.wakes {
-            wake.ring();
-        }
+    /// Changes something here, and makes every worker look at it.
+    pub(crate) fn announce(&self, store: impl FnOnce()) {
+        handshake::announce(store, &self.wakes);
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Pipes {
     pause_ends: Time,
     /// What is asked for, in bytes.
     size: usize,
+    /// One was taken since the last look.
+    used: bool,
 }
 
 /// Bytes on their way, in a pipe.
@@ -78,6 +80,14 @@ impl Pipes {
             spare: Vec::new(),
             pause_ends: Time::ZERO,
             size,
+            used: false,
+        }
+    }
+
+    /// Closes the spare ones, if none was needed since this was called last.
+    pub(crate) fn tidy(&mut self) {
+        if !std::mem::take(&mut self.used) {
+            self.spare.clear();
         }
     }
 
@@ -153,6 +163,7 @@ impl Pipes {
 
     /// An empty pipe.
     fn take(&mut self, descriptors: &mut Descriptors, now: Time) -> Option<Bulk> {
+        self.used = true;
         self.spare.pop().or_else(|| self.open(descriptors, now))
     }
 
@@ -308,6 +319,20 @@ mod tests {
         assert_eq!(&*bulk.read_out().expect("both ends are ours"), b"new");
         assert_eq!(bulk.held(), 0);
         drop(bulk);
+        assert_eq!(bench.pipes(), 0);
+    }
+
+    #[test]
+    fn spare_pipes_are_closed_when_nobody_needs_them() {
+        let mut bench = Bench::new(1_000);
+        let (mut sender, from) = pair();
+        sender.write_all(b"word").expect("open");
+        let mut bulk = bench.filled(&from);
+        bulk.read_out().expect("both ends are ours");
+        bench.pipes.give(bulk);
+        bench.pipes.tidy();
+        assert_eq!(bench.pipes(), 1, "it was used a moment ago");
+        bench.pipes.tidy();
         assert_eq!(bench.pipes(), 0);
     }
 

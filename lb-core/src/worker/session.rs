@@ -83,6 +83,8 @@ pub(super) struct Session {
     timer: Option<TimerId>,
     /// When the machine wants its timer.
     deadline: Time,
+    /// The kernel gives up a silent backend.
+    is_bounded: bool,
 }
 
 impl Session {
@@ -94,6 +96,7 @@ impl Session {
             passing: None,
             timer: None,
             deadline: NEVER,
+            is_bounded: false,
         }
     }
 
@@ -145,6 +148,13 @@ impl Session {
             && dial.flight == Some(flight)
         {
             dial.flight = None;
+            dial.result = Some(result);
+        }
+    }
+
+    /// What became of the try, where no completion of the connect itself tells.
+    pub(super) fn set_result(&mut self, result: Result<(), Errno>) {
+        if let Some(dial) = self.dial() {
             dial.result = Some(result);
         }
     }
@@ -263,10 +273,17 @@ impl Session {
         self.set_timer(cx, key);
     }
 
-    /// The timer came.
-    pub(super) fn timer_came(&mut self) {
+    /// The timer came. The first one is that of the connect: a connection that lives on has the
+    /// kernel watch over its backend's silence from then on, and one that is over is spared four
+    /// system calls.
+    pub(super) fn timer_came(&mut self, cx: &Cx, upstream: Option<&OwnedFd>) {
         self.timer = None;
         self.deadline = NEVER;
+        if let Some(upstream) = upstream.filter(|_| !self.is_bounded && !self.is_dialling()) {
+            self.is_bounded = true;
+            // Only what cannot fail on a TCP socket.
+            let _ = stream::bound_silence(upstream.as_fd(), cx.limits.peer_timeout);
+        }
     }
 
     /// Sets the wheel to the next thing that the machine or a flush waits for.

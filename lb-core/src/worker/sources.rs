@@ -22,16 +22,25 @@ impl Sources {
         }
     }
 
+    /// Is the choice the kernel's towards `to`?
+    pub(crate) fn is_empty(&self, to: SocketAddr) -> bool {
+        self.of_family(to).is_empty()
+    }
+
     /// Those of the family of `to`, each once, beginning where `random` says: so that all fill up
     /// alike, whichever backends are dialled in turn. None: the choice is the kernel's.
     pub(crate) fn order(&self, to: SocketAddr, random: u64) -> impl Iterator<Item = IpAddr> {
-        let of_family = match to {
-            SocketAddr::V4(_) => &self.v4,
-            SocketAddr::V6(_) => &self.v6,
-        };
+        let of_family = self.of_family(to);
         let first = (random % of_family.len().max(1) as u64) as usize;
         let (before, after) = of_family.split_at(first);
         after.iter().chain(before).copied()
+    }
+
+    fn of_family(&self, to: SocketAddr) -> &[IpAddr] {
+        match to {
+            SocketAddr::V4(_) => &self.v4,
+            SocketAddr::V6(_) => &self.v6,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::cx::Cx;
 use super::descriptors::Descriptors;
+use super::handshake::heed;
 use super::listener::{Listeners, Steering};
 use super::ring::RingTcp;
 use super::tcp::Tcp;
@@ -155,16 +156,16 @@ impl Worker {
         {
             panic!("io_uring: {error}");
         }
-        while !self.shared.stop.load(Ordering::Acquire) {
-            self.wait();
-            self.turn();
+        let shared = Arc::clone(&self.shared);
+        while !shared.stop.load(Ordering::Acquire) {
+            let rang = self.wait();
+            heed(&shared.wakes[self.index], rang, || self.turn());
         }
         self.drivers.cut(&mut self.cx);
     }
 
-    /// Sleeps until there is something to do, then drains the wake, if it rang: before the table
-    /// is loaded, never after.
-    fn wait(&mut self) {
+    /// Sleeps until there is something to do; whether the wake rang.
+    fn wait(&mut self) -> bool {
         let has_left = self.next_event < self.events.len();
         let is_busy = has_left || self.listeners.is_pending() || self.drivers.has_work();
         let timeout = match is_busy {
@@ -176,15 +177,12 @@ impl Worker {
             panic!("waiting for events: {errno}");
         }
         if has_left {
-            return;
+            return false;
         }
         let wake = Token::single(Kind::Wake).bits();
-        let rang = (0..self.events.len())
+        (0..self.events.len())
             .filter_map(|i| self.events.at(i))
-            .any(|(bits, _)| bits == wake);
-        if rang {
-            self.shared.wakes[self.index].drain();
-        }
+            .any(|(bits, _)| bits == wake)
     }
 
     /// How long nothing has to be done unless something happens.
@@ -277,6 +275,7 @@ impl Worker {
                 Some(Kind::Listener) => self.listeners.on_timer(&mut self.cx, token),
                 Some(Kind::House) => {
                     self.listeners.tidy(&self.cx);
+                    self.cx.pipes.tidy();
                     self.cx.timers.arm(self.cx.now + HOUSEKEEPING, token);
                 }
                 Some(kind) => self.drivers.on_timer(&mut self.cx, kind, token),

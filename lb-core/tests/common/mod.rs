@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lb_core::balance::{Algorithm, HashKey};
-use lb_core::plane::{Config, Handle, ListenerState, Plane};
+use lb_core::plane::{Config, Engine, Handle, ListenerState, Plane};
 use lb_core::table::{
     Backend, BackendState, FrontendKey, FrontendSpec, Owner, Policy, Protocol, SourceRanges, Table,
     TableBuilder,
@@ -60,13 +60,13 @@ pub fn spec(protocol: Protocol, address: SocketAddr, backends: &[SocketAddr]) ->
     }
 }
 
-/// The engine that WEIR_ENGINE names.
-pub fn engine() -> lb_core::plane::Engine {
-    use lb_core::plane::Engine;
+/// The engine that WEIR_ENGINE asks for, by the names that `weir serve --engine` knows.
+pub fn engine() -> Engine {
     match std::env::var("WEIR_ENGINE").as_deref() {
-        Ok("io_uring") => Engine::IoUring,
+        Err(_) | Ok("auto") => Engine::Auto,
         Ok("epoll") => Engine::Epoll,
-        _ => Engine::Auto,
+        Ok("io_uring") => Engine::IoUring,
+        Ok(other) => panic!("WEIR_ENGINE={other}: choose auto, epoll or io_uring"),
     }
 }
 

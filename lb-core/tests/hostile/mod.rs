@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -14,6 +14,10 @@ use socket2::SockRef;
 
 /// Nothing that either side waits for takes this long.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server that writes to a client which has gone and does not read meanwhile gives up after this:
+/// what the client had sent before is still owed to it, and so it hears of the reset only later.
+const LITTLE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// SplitMix64.
 #[derive(Clone)]
@@ -61,7 +65,8 @@ fn is_acknowledged(stream: &TcpStream) -> bool {
     let names = [own, peer].map(|a| format!(":{:04X}", a.port()));
     let end = Instant::now() + Duration::from_millis(500);
     while Instant::now() < end {
-        let table = std::fs::read_to_string("/proc/net/tcp").expect("proc");
+        // The thread's namespace, which need not be the process's.
+        let table = std::fs::read_to_string("/proc/thread-self/net/tcp").expect("proc");
         // proc(5): number, local and remote address, state, the lengths of both queues.
         let mut lines = table.lines().map(|line| line.split_ascii_whitespace());
         let queues = lines.find_map(|mut words| {
@@ -255,6 +260,10 @@ impl World {
         }
         let plan = Plan::parse(&head);
         *lock(&self.seen).entry(plan.id).or_default() += 1;
+        if !plan.client.is_kind() {
+            let patience = Some(LITTLE_PATIENCE);
+            stream.set_write_timeout(patience).expect("an option");
+        }
         if plan.server == Manner::FinFirst {
             let sent = stream.write_all(&plan.downwards());
             let _ = stream.shutdown(Shutdown::Write);
@@ -363,10 +372,10 @@ impl World {
     }
 }
 
-/// A server; a flaky one resets some callers before it has read anything. Lives as long as the
-/// process.
-pub fn server(world: &Arc<World>, is_flaky: bool) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+/// A server at an IPv4 address; a flaky one resets some callers before it has read anything. Lives
+/// as long as the process.
+pub fn server(world: &Arc<World>, address: impl Into<IpAddr>, is_flaky: bool) -> SocketAddr {
+    let listener = TcpListener::bind((address.into(), 0)).expect("a listener");
     let address = listener.local_addr().expect("its address");
     let world = Arc::clone(world);
     thread::spawn(move || {

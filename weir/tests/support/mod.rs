@@ -11,10 +11,13 @@
 //! VIPs come from 10.1.0.64/26 and fd01::64:0/112, on the client's own link.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod machine;
 pub mod manifest;
 pub mod net;
+pub mod stream;
 pub mod traffic;
 pub mod weir;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 
@@ -51,5 +54,48 @@ pub fn skip(test: &str) -> bool {
     true
 }
 
-/// `seconds` of the test's own bound in CI; tests say how long each wait may take instead of sleeping.
+/// A length for `make test`, and the longer one of `make soak`.
+pub fn long(short: u64, soak: u64) -> u64 {
+    if std::env::var_os("WEIR_SOAK").is_some() {
+        soak
+    } else {
+        short
+    }
+}
+
+/// The ways a client reaches a server: each VIP family with backends of each family.
+pub fn families() -> [(bool, bool); 4] {
+    [(false, false), (true, true), (false, true), (true, false)]
+}
+
+/// A pod's address of a family.
+pub fn pod(v6: bool, n: u16) -> std::net::IpAddr {
+    if v6 {
+        net::pod_v6(n).into()
+    } else {
+        net::pod_v4(n).into()
+    }
+}
+
+/// A Service on one VIP family with one pod of the other or the same; the address to dial.
+pub fn one_pod(
+    weir: &Weir,
+    name: &str,
+    vip_v6: bool,
+    pod_is_v6: bool,
+    port: u16,
+) -> std::net::SocketAddr {
+    let family = if vip_v6 {
+        "ipFamilies: [IPv6]"
+    } else {
+        "ipFamilies: [IPv4]"
+    };
+    let built = manifest::service(name)
+        .spec(family)
+        .tcp(port)
+        .endpoints([pod(pod_is_v6, 0)], port);
+    std::net::SocketAddr::new(weir.serve(&built)[0], port)
+}
+
+/// As much as a wait for something that is due at once may take; tests say it instead of sleeping.
 pub const SOON: Duration = Duration::from_secs(5);

@@ -94,12 +94,52 @@ impl Net {
         &self,
         f: impl FnOnce() -> T + Send + 'static,
     ) -> JoinHandle<T> {
-        let handle = File::open(format!("/run/netns/{}", self.name)).unwrap();
+        let name = self.name.clone();
         std::thread::spawn(move || {
-            move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            enter(&name);
             f()
         })
     }
+
+    /// Sets a setting of the namespace, by its path below /proc/sys.
+    #[track_caller]
+    pub fn sysctl(&self, path: &str, value: &str) {
+        let file = format!("/proc/sys/{path}");
+        let written = self.run({
+            let value = value.to_owned();
+            move || std::fs::write(file, value)
+        });
+        written.unwrap_or_else(|e| panic!("{path}={value}: {e}"));
+    }
+
+    /// A counter of the namespace's kernel, such as TcpExt's ListenOverflows.
+    pub fn kernel_counter(&self, group: &str, name: &str) -> u64 {
+        let text = self.run(|| {
+            ["snmp", "netstat"]
+                .map(|file| {
+                    std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap()
+                })
+                .concat()
+        });
+        // Two lines for each group: its names, its values.
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|l| l.starts_with(&format!("{group}:")))
+            .collect();
+        let mut pairs = lines[0].split(' ').zip(lines[1].split(' '));
+        let found = pairs.find(|(key, _)| *key == name);
+        found
+            .unwrap_or_else(|| panic!("no counter {name}"))
+            .1
+            .parse()
+            .unwrap()
+    }
+}
+
+/// Moves the calling thread into a namespace.
+pub fn enter(name: &str) {
+    let handle = File::open(format!("/run/netns/{name}")).unwrap();
+    move_into_link_name_space(handle.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
 }
 
 impl Drop for Net {

@@ -17,6 +17,8 @@ use super::{SOON, eventually, eventually_some};
 pub struct Weir {
     child: Child,
     dir: tempfile::TempDir,
+    /// Ends of pipes that it had open when it was ready: the runtime's.
+    own_pipes: usize,
 }
 
 /// How to start one.
@@ -229,6 +231,54 @@ impl Weir {
             .sum()
     }
 
+    /// Waits until every gauge of things that connections and flows hold is at zero, and no pipe is
+    /// open that was not before: spare ones are closed when nobody has needed them for a while.
+    #[track_caller]
+    pub fn nothing_in_use(&self) {
+        const HELD: [&str; 4] = [
+            "weir_worker_descriptors",
+            "weir_worker_pipe_descriptors",
+            "weir_worker_copy_bytes",
+            "weir_worker_ring_buffers",
+        ];
+        let held = || {
+            let (_, text) = self.get("/metrics");
+            let held = text.lines().filter(|line| {
+                let name = line.split(['{', ' ']).next().unwrap_or_default();
+                let mut ends = ["_active", "_in_use", "_in_flight"].iter();
+                let is_held = ends.any(|end| name.ends_with(end)) || HELD.contains(&name);
+                is_held && !line.ends_with(" 0")
+            });
+            let mut held: Vec<String> = held.map(str::to_owned).collect();
+            let pipes = self.pipe_ends();
+            if pipes > self.own_pipes {
+                held.push(format!("{pipes} ends of pipes, {} before", self.own_pipes));
+            }
+            held
+        };
+        let deadline = std::time::Instant::now() + Duration::from_secs(15);
+        while !held().is_empty() {
+            let now = std::time::Instant::now();
+            assert!(now < deadline, "still held: {:#?}", held());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Asserts that a ring made tiny ran full: submissions, completions or buffers. Without a ring
+    /// there is nothing to assert.
+    #[track_caller]
+    pub fn ring_ran_full(&self) {
+        if self.engine() != "io_uring" {
+            return;
+        }
+        let count = |what| self.metric(&format!("weir_worker_ring_{what}_total"), &[]);
+        let [full, overflows, starved] = ["full", "overflows", "no_buffers"].map(count);
+        println!(
+            "full {full} times, overflowed {overflows} times, without a buffer {starved} times"
+        );
+        assert!(full + overflows + starved > 0.0, "the ring was not tiny");
+    }
+
     /// Everything it has logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
@@ -289,6 +339,27 @@ impl Weir {
             .count()
     }
 
+    /// How many of them are of this kind, as /proc names it.
+    pub fn open(&self, kind: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().starts_with(kind))
+            .count()
+    }
+
+    /// How many of them are pipes' ends.
+    pub fn pipe_ends(&self) -> usize {
+        self.open("pipe:")
+    }
+
+    /// The engine that runs.
+    pub fn engine(&self) -> String {
+        let (_, body) = self.get("/version");
+        let version: Value = serde_json::from_str(&body).unwrap();
+        version["engine"].as_str().unwrap().to_owned()
+    }
+
     /// CPU time used so far by all its threads.
     pub fn cpu(&self) -> Duration {
         let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
@@ -335,6 +406,25 @@ impl Start {
         self
     }
 
+    /// Runs it as a user of its own, with the privileges that it documents and no other: the
+    /// limits that the kernel spares root are in force.
+    pub fn unprivileged(self, uid: u32) -> Start {
+        let dir = self.dir.path();
+        for path in [dir.to_owned(), dir.join("manifests")] {
+            std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+        }
+        let id = [format!("--reuid={uid}"), format!("--regid={uid}")];
+        self.wrap([
+            "setpriv",
+            &id[0],
+            &id[1],
+            "--clear-groups",
+            "--inh-caps=-all,+net_bind_service,+net_admin",
+            "--ambient-caps=-all,+net_bind_service,+net_admin",
+            "--bounding-set=-all,+net_bind_service,+net_admin",
+        ])
+    }
+
     pub fn stderr(mut self, stderr: Stdio) -> Start {
         self.stderr = Some(stderr);
         self
@@ -366,6 +456,7 @@ impl Start {
                 weir.log()
             );
             if matches!(weir.try_request("GET", "/readyz"), Ok((200, _))) {
+                weir.own_pipes = weir.pipe_ends();
                 return weir;
             }
             if std::time::Instant::now() > deadline {
@@ -400,6 +491,7 @@ impl Start {
         Weir {
             child: command.spawn().unwrap(),
             dir: self.dir,
+            own_pipes: 0,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::{mem, ptr};
 
 use rustix::io::Errno;
+use rustix::net::RecvFlags;
 
 use super::address::{Address, CONTROL, Control};
 use super::last_error;
@@ -174,6 +175,52 @@ impl Batch {
             self.take(n);
         }
         Ok(first..first + got)
+    }
+
+    /// Receives once from a connected socket of which [`join_received`] was not asked: the quickest
+    /// way for a single datagram.
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::receive`]; `ENOBUFS` without room.
+    ///
+    /// [`join_received`]: super::join_received
+    pub(crate) fn receive_one(&mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let n = self.len();
+        let room = self.data.get_mut(n * STRIDE..).ok_or(Errno::NOBUFS)?;
+        let room = room.get_mut(..DATAGRAM_ROOM).ok_or(Errno::NOBUFS)?;
+        // TRUNC: the length that the datagram has, whatever of it there was room for.
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+        let (_, len) = rustix::net::recv(socket, room, flags)?;
+        self.received.push(Received {
+            from: None,
+            len: len.min(DATAGRAM_ROOM),
+            segment: 0,
+            truncated: len > DATAGRAM_ROOM,
+        });
+        Ok(())
+    }
+
+    /// Receives once from a connected socket, maybe several datagrams in a row.
+    ///
+    /// # Errors
+    ///
+    /// As [`Batch::receive_one`].
+    pub(crate) fn receive_joined(&mut self, socket: BorrowedFd<'_>) -> Result<(), Errno> {
+        let n = self.len();
+        let header = self.headers.get_mut(n).ok_or(Errno::NOBUFS)?;
+        // SAFETY: as in `receive`, for this one header.
+        let len = unsafe {
+            libc::recvmsg(
+                socket.as_raw_fd(),
+                &raw mut header.msg_hdr,
+                libc::MSG_DONTWAIT,
+            )
+        };
+        let len = usize::try_from(len).map_err(|_| last_error())?;
+        header.msg_len = len as libc::c_uint;
+        self.take(n);
+        Ok(())
     }
 
     /// Notes what the kernel has put into header `n`, and makes that ready for the next time.

@@ -171,7 +171,7 @@ impl<'a> Draft<'_, 'a> {
             let header = &mut header.msg_hdr;
             header.msg_name = (&raw mut *name).cast();
             header.msg_iov = vector;
-            vector = vector.wrapping_add(header.msg_iovlen as usize);
+            vector = vector.wrapping_add(header.msg_iovlen);
             if header.msg_controllen > 0 {
                 header.msg_control = control.cast();
                 control = control.wrapping_add(1);

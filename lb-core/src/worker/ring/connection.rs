@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
-use super::Io;
 use super::lane::{self, End, Lane};
+use super::{Fresh, Io};
 use crate::conn::{Action, Actions, Event, Operation, Side, Timeouts};
 use crate::slab::Key;
 use crate::stats::CloseReason;
@@ -82,10 +82,13 @@ impl Connection {
             Completion::Connected { flight, result, .. } => {
                 self.session.note_connected(flight, result);
             }
-            Completion::Ready { .. }
-            | Completion::Readiness
-            | Completion::Accepted { .. }
-            | Completion::Nothing => {}
+            Completion::Ready { what, .. } => {
+                lane.ready(what);
+                if self.session.is_dialling() {
+                    self.note_writable(io, owner.key);
+                }
+            }
+            Completion::Readiness | Completion::Accepted { .. } | Completion::Nothing => {}
         }
     }
 
@@ -122,7 +125,8 @@ impl Connection {
 
     /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        self.session.timer_came();
+        let upstream = self.lanes[Side::Upstream.index()].socket.as_ref();
+        self.session.timer_came(cx, upstream);
         let event = match self.session.is_dialling() {
             true => self.next_of_dial(cx),
             false => self.poll_flush(),
@@ -150,7 +154,8 @@ impl Connection {
     /// Is something under way on this side's socket that its own lane does not know of?
     pub(super) fn is_busy(&self, side: Side) -> bool {
         let connects = side == Side::Upstream && self.session.is_connecting();
-        connects || self.lanes[side.peer().index()].sending
+        let peer = &self.lanes[side.peer().index()];
+        connects || peer.sending || peer.polls_out
     }
 
     fn go(&mut self, cx: &mut Cx, io: &mut Io, key: Key, event: Event) -> Outcome {
@@ -162,11 +167,13 @@ impl Connection {
 
     /// Acts upon what has completed, up to its share of a turn.
     pub(super) fn run(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        for _ in 0..WORK_PER_TURN {
-            let Some((event, payload)) = self.next_completion(cx, io, key) else {
+        let mut done = 0;
+        while done < WORK_PER_TURN {
+            let Some((event, fresh)) = self.next_completion(cx, io, key) else {
                 return Outcome::Waits;
             };
-            if let Some(reason) = self.apply(cx, io, key, event, payload) {
+            done += work(event);
+            if let Some(reason) = self.apply(cx, io, key, event, fresh) {
                 return Outcome::Closed(reason);
             }
         }
@@ -181,7 +188,7 @@ impl Connection {
         io: &mut Io,
         key: Key,
         event: Event,
-        mut payload: Option<Payload>,
+        mut fresh: Option<Fresh>,
     ) -> Option<CloseReason> {
         let mut event = Some(event);
         let mut out = Actions::new();
@@ -195,12 +202,12 @@ impl Connection {
                 if matches!(action, Action::Shutdown { .. }) && is_last {
                     continue;
                 }
-                if let Some(reason) = self.act(cx, io, key, *action, &mut payload) {
+                if let Some(reason) = self.act(cx, io, key, *action, &mut fresh) {
                     return Some(reason);
                 }
             }
             // Nobody is left to send it to.
-            if let Some(unwanted) = payload.take() {
+            if let Some(Fresh::Received(unwanted)) = fresh.take() {
                 io.ring.discard(unwanted);
             }
             event = self.next.take();
@@ -214,7 +221,7 @@ impl Connection {
         cx: &mut Cx,
         io: &mut Io,
         key: Key,
-    ) -> Option<(Event, Option<Payload>)> {
+    ) -> Option<(Event, Option<Fresh>)> {
         if self.session.is_dialling() {
             return Some((self.next_of_dial(cx)?, None));
         }
@@ -228,12 +235,15 @@ impl Connection {
         self.first = self.first.peer();
         for side in [self.first, self.first.peer()] {
             let owner = Owner { key, side };
+            if let Some(event) = self.send_waiting(cx, io, owner) {
+                return Some((event, None));
+            }
             let lane = &mut self.lanes[side.index()];
             if lane.wanted
-                && let Some((event, payload)) = receive(lane, &mut io.ring, owner)
+                && let Some((event, fresh)) = receive(cx, lane, io, owner)
             {
                 self.session.count(event);
-                return Some((event, payload));
+                return Some((event, fresh));
             }
             if let Some(event) = self.reported(side) {
                 return Some((event, None));
@@ -257,14 +267,14 @@ impl Connection {
         Some(failed(side, Operation::SendOrWatch, errno))
     }
 
-    /// Carries out one action; the reason, if it was the last. `payload` was just received.
+    /// Carries out one action; the reason, if it was the last. `fresh` was just received.
     fn act(
         &mut self,
         cx: &mut Cx,
         io: &mut Io,
         key: Key,
         action: Action,
-        payload: &mut Option<Payload>,
+        fresh: &mut Option<Fresh>,
     ) -> Option<CloseReason> {
         match action {
             Action::Pick { .. } => self.next = Some(self.session.pick(cx)),
@@ -274,9 +284,9 @@ impl Connection {
                 let lane = &mut self.lanes[side.index()];
                 lane.wanted = true;
                 lane.settle();
-                lane.receive_unless_held(&mut io.ring, Owner { key, side });
+                lane.receive_ahead(&mut io.ring, Owner { key, side });
             }
-            Action::Send { side } => self.send(io, key, side.peer(), payload.take()),
+            Action::Send { side } => self.send(cx, io, key, side.peer(), fresh.take()),
             Action::Shutdown { side } => self.shut(cx, io, key, side),
             Action::AwaitFlush { side } => {
                 self.lanes[side.index()].watch(cx, Owner { key, side });
@@ -296,20 +306,29 @@ impl Connection {
     }
 
     /// Sends what came from `from`: just now, or what waits.
-    fn send(&mut self, io: &mut Io, key: Key, from: Side, fresh: Option<Payload>) {
-        let lane = &mut self.lanes[from.index()];
-        let waiting = || {
-            let backlog = lane.slow.as_mut()?.backlog.take()?;
-            Some(Payload::Backlog(backlog))
+    fn send(&mut self, cx: &mut Cx, io: &mut Io, key: Key, from: Side, fresh: Option<Fresh>) {
+        let owner = Owner { key, side: from };
+        let payload = match fresh {
+            Some(Fresh::Received(payload)) => payload,
+            Some(Fresh::Piped(bulk)) => {
+                self.next = self.send_piped(cx, io, key, from, bulk);
+                return;
+            }
+            Some(Fresh::Copied(n)) => {
+                self.next = self.send_copied(cx, io, key, from, n);
+                return;
+            }
+            None => {
+                let lane = &mut self.lanes[from.index()];
+                let Some(slow) = &mut lane.slow else { return };
+                lane.draining = slow.pipe.is_some();
+                let Some(backlog) = slow.backlog.take() else {
+                    return;
+                };
+                Payload::Backlog(backlog)
+            }
         };
-        if let Some(payload) = fresh.or_else(waiting) {
-            lane::send(
-                &mut self.lanes,
-                &mut io.ring,
-                Owner { key, side: from },
-                payload,
-            );
-        }
+        lane::send(&mut self.lanes, &mut io.ring, owner, payload);
     }
 
     /// Sends FIN to `side`. Its peer has nothing more to say, unless it resets: that is watched.
@@ -354,44 +373,63 @@ impl Connection {
 
 impl Lane {
     /// Begins the receive, unless something that came before waits to be handed on.
-    fn receive_unless_held(&mut self, ring: &mut Ring, owner: Owner) {
-        if self.queue.is_empty() && self.slow.is_none() {
+    fn receive_ahead(&mut self, ring: &mut Ring, owner: Owner) {
+        if self.queue.is_empty() && self.slow.is_none() && !self.pace.is_bulk() {
             self.receive(ring, owner);
         }
     }
 }
 
 /// Completes the receive that the machine waits for, if it can be.
-fn receive(lane: &mut Lane, ring: &mut Ring, owner: Owner) -> Option<(Event, Option<Payload>)> {
+fn receive(
+    cx: &mut Cx,
+    lane: &mut Lane,
+    io: &mut Io,
+    owner: Owner,
+) -> Option<(Event, Option<Fresh>)> {
     let side = owner.side;
+    let mut fresh = held(lane, &mut io.ring);
+    if fresh.is_none() && lane.end.is_none() {
+        match lane.pace.is_bulk() {
+            true => fresh = lane.splice(cx, io, owner),
+            false => lane.receive(&mut io.ring, owner),
+        }
+    }
+    let event = match (&fresh, lane.end) {
+        (Some(fresh), _) => {
+            let n = fresh.len();
+            lane.pace.note(n as usize);
+            Event::Received { side, n }
+        }
+        (None, Some(End::Fin)) => Event::Received { side, n: 0 },
+        (None, Some(End::Failed(errno))) => failed(side, Operation::Receive, errno),
+        (None, None) => return None,
+    };
+    lane.wanted = false;
+    Some((event, fresh))
+}
+
+/// What has come before it was asked for.
+fn held(lane: &mut Lane, ring: &mut Ring) -> Option<Fresh> {
     if let Some(slow) = &mut lane.slow
         && !slow.stash.is_empty()
     {
         let bytes = std::mem::take(&mut slow.stash);
-        let n = bytes.len() as u32;
-        lane.wanted = false;
-        let payload = Payload::Backlog(Backlog::new(bytes));
-        return Some((Event::Received { side, n }, Some(payload)));
+        return Some(Fresh::Received(Payload::Backlog(Backlog::new(bytes))));
     }
-    if !lane.queue.is_empty() {
-        let chain = ring.buffers().split(&mut lane.queue, MAX_PIECES);
-        let n = chain.len();
-        lane.wanted = false;
-        return Some((Event::Received { side, n }, Some(Payload::Chain(chain))));
+    if lane.queue.is_empty() {
+        return None;
     }
-    match lane.end {
-        Some(end) => {
-            lane.wanted = false;
-            let event = match end {
-                End::Fin => Event::Received { side, n: 0 },
-                End::Failed(errno) => failed(side, Operation::Receive, errno),
-            };
-            Some((event, None))
-        }
-        None => {
-            lane.receive(ring, owner);
-            None
-        }
+    let chain = ring.buffers().split(&mut lane.queue, MAX_PIECES);
+    Some(Fresh::Received(Payload::Chain(chain)))
+}
+
+/// What an event counts for in the share of a turn.
+fn work(event: Event) -> u32 {
+    const PIECE: u32 = 64 << 10;
+    match event {
+        Event::Received { n, .. } => n.div_ceil(PIECE).max(1),
+        _ => 1,
     }
 }
 

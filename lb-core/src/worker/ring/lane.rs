@@ -10,6 +10,8 @@ use crate::sys::epoll::Interest;
 use crate::sys::socket;
 use crate::uring::{Backlog, Chain, Got, Owner, Payload, Ring};
 use crate::worker::cx::Cx;
+use crate::worker::pace::Pace;
+use crate::worker::pipes::Bulk;
 use crate::worker::token::{Kind, Token};
 
 /// Bytes that may have come from one socket while a send of what came before is under way; past
@@ -27,6 +29,18 @@ pub(super) enum Receiving {
     Ending,
 }
 
+/// Is there something to splice?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Ready {
+    /// Not until a poll says so.
+    #[default]
+    No,
+    /// There was much a moment ago.
+    Maybe,
+    /// A poll has said so: bytes, a FIN or an error.
+    Told,
+}
+
 /// How a socket's queue ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -41,6 +55,14 @@ pub(super) struct Slow {
     pub(super) backlog: Option<Box<Backlog>>,
     /// What came after it.
     pub(super) stash: Vec<u8>,
+    /// What was spliced; nothing waits beside it.
+    pub(super) pipe: Option<Bulk>,
+}
+
+impl Slow {
+    fn is_empty(&self) -> bool {
+        self.backlog.is_none() && self.stash.is_empty() && self.pipe.is_none()
+    }
 }
 
 /// One socket and the bytes that came from it.
@@ -65,6 +87,17 @@ pub(super) struct Lane {
     /// What became of it.
     pub(super) sent: Option<Result<u32, Errno>>,
     pub(super) slow: Option<Box<Slow>>,
+    /// How it has come of late: bulk is spliced.
+    pub(super) pace: Pace,
+    pub(super) readable: Ready,
+    /// The socket is polled for something to splice.
+    pub(super) polls_in: bool,
+    /// The other socket is polled for room.
+    pub(super) polls_out: bool,
+    /// There is room, as the last poll says.
+    pub(super) writable: bool,
+    /// A send of what waits in a pipe is outstanding.
+    pub(super) draining: bool,
 }
 
 impl Lane {
@@ -81,6 +114,12 @@ impl Lane {
             sending: false,
             sent: None,
             slow: None,
+            pace: Pace::new(),
+            readable: Ready::No,
+            polls_in: false,
+            polls_out: false,
+            writable: false,
+            draining: false,
         }
     }
 
@@ -160,11 +199,7 @@ impl Lane {
 
     /// The receiver has caught up, if it has.
     pub(super) fn settle(&mut self) {
-        if self
-            .slow
-            .as_ref()
-            .is_some_and(|slow| slow.backlog.is_none() && slow.stash.is_empty())
-        {
+        if self.slow.as_ref().is_some_and(|slow| slow.is_empty()) {
             self.slow = None;
         }
     }
@@ -180,7 +215,7 @@ impl Lane {
         let Some(socket) = self.socket.take() else {
             return;
         };
-        if busy || self.receiving != Receiving::Off {
+        if busy || self.polls_in || self.receiving != Receiving::Off {
             ring.cancel_all(socket.as_fd());
         }
         self.receiving = Receiving::Off;

@@ -9,6 +9,7 @@
 //! does not wait is under way. What finds no room is copied into memory of the connection's own,
 //! and its receive is cancelled until that is sent.
 
+mod bulk;
 mod connection;
 mod dial;
 mod lane;
@@ -24,13 +25,14 @@ use rustix::io::Errno;
 use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
 use super::local::Local;
+use super::pipes::Bulk;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
 use crate::slab::{Key, Slab};
 use crate::stats::CloseReason;
 use crate::sys::clock;
 use crate::time::Time;
-use crate::uring::{Completion, Got, Owner, Payload, Ring};
+use crate::uring::{Completion, Counts, Got, Owner, Payload, Ring};
 use connection::{Connection, Outcome};
 
 /// Callers taken from one listener before the others have their turn.
@@ -45,6 +47,27 @@ const RUNS_PER_LOOK: usize = 32;
 /// How long after one side's FIN its socket is watched for a reset: most connections are over by
 /// then, and have saved the system call.
 const WATCH_AFTER: Duration = Duration::from_millis(4);
+
+/// What has just come from one socket, on its way to the other.
+#[derive(Debug)]
+pub(super) enum Fresh {
+    /// By the ring.
+    Received(Payload),
+    /// So many bytes, at the start of the worker's scratch buffer.
+    Copied(usize),
+    Piped(Bulk),
+}
+
+impl Fresh {
+    /// How many bytes.
+    pub(super) fn len(&self) -> u32 {
+        match self {
+            Fresh::Received(payload) => payload.len(),
+            Fresh::Copied(n) => *n as u32,
+            Fresh::Piped(bulk) => bulk.held(),
+        }
+    }
+}
 
 /// What all connections of a worker use.
 pub(super) struct Io {
@@ -223,6 +246,23 @@ impl RingTcp {
         }
         self.feed();
         self.watch_late(cx);
+        self.count(cx);
+    }
+
+    fn count(&mut self, cx: &Cx) {
+        let ring = &mut self.io.ring;
+        let counters = &cx.counters;
+        let Counts {
+            submissions_full,
+            no_buffers,
+            cancels,
+        } = ring.counts();
+        counters.ring_full.set(submissions_full);
+        counters.ring_no_buffers.set(no_buffers);
+        counters.ring_cancels.set(cancels);
+        counters.ring_overflows.set(ring.overflows());
+        counters.ring_buffers.set(ring.buffers().lent().into());
+        counters.ring_in_flight.set(ring.in_flight() as u64);
     }
 
     /// Begins to watch those that are half-closed still.

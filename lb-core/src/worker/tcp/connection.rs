@@ -41,6 +41,8 @@ pub(super) struct Connection {
     pub(super) next: Option<Event>,
     /// It stands in the list of those with work left over.
     pub(super) is_queued: bool,
+    /// The kernel gives up a silent backend.
+    is_bounded: bool,
     /// Whose operations are tried first; alternates.
     first: Side,
 }
@@ -72,6 +74,7 @@ impl Connection {
             deadline: NEVER,
             next: None,
             is_queued: false,
+            is_bounded: false,
             first: Side::Downstream,
         }
     }
@@ -108,6 +111,7 @@ impl Connection {
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
         self.timer = None;
         self.deadline = NEVER;
+        self.bound_silence(cx);
         let event = match self.dial {
             Some(_) => self.late_of_dial(cx),
             None => self.poll_flush(),
@@ -118,6 +122,20 @@ impl Connection {
             return Outcome::Closed(reason);
         }
         self.go(cx, key, Event::Timer)
+    }
+
+    /// Has the kernel give up a backend that falls silent (an accepted socket has that from its
+    /// listener). It takes four system calls, so a connection that ends before its first timer is
+    /// spared them: that of its connect, which the machine leaves armed.
+    fn bound_silence(&mut self, cx: &Cx) {
+        if self.dial.is_none()
+            && !self.is_bounded
+            && let Some(socket) = self.ends[Side::Upstream.index()].socket()
+        {
+            // No error that a TCP socket gives: the timeout was checked when the plane started.
+            let _ = stream::bound_silence(socket, cx.limits.peer_timeout);
+            self.is_bounded = true;
+        }
     }
 
     /// Ends it now.
@@ -162,7 +180,7 @@ impl Connection {
         while let Some(happened) = event {
             out.clear();
             self.machine.step(cx.now, happened, &mut out);
-            for action in out.as_slice() {
+            for action in useful(out.as_slice()) {
                 if let Some(reason) = self.act(cx, key, *action, &mut fresh) {
                     return Some(reason);
                 }
@@ -270,6 +288,17 @@ impl Connection {
 
 fn without_bytes(event: Event) -> (Event, Fresh) {
     (event, Fresh::None)
+}
+
+/// Without the second FIN's shutdown(2), when close(2), which is next, sends that FIN as well.
+/// (A close sends RST only when bytes are unread, and after the other side's FIN there are none.)
+fn useful(actions: &[Action]) -> &[Action] {
+    match actions {
+        [Action::Shutdown { .. }, rest @ ..] if rest == [Action::Close(CloseReason::Finished)] => {
+            rest
+        }
+        all => all,
+    }
 }
 
 /// What an operation counts for in the share of a turn.

@@ -92,11 +92,11 @@ impl Connection {
         let random = cx.rng.next();
         let end = &mut self.ends[Side::Upstream.index()];
         let result = stream::tcp_socket(address).and_then(|socket| {
-            stream::bound_silence(socket.as_fd(), cx.limits.peer_timeout)?;
-            let token = Token::new(Kind::Upstream, key);
-            cx.watch(socket.as_fd(), token, Interest::STREAM)?;
+            // Watched from here on: a socket that has not begun to connect counts as hung up.
             let sources = cx.sources.order(address, random);
             let done = stream::start_connect_from(socket.as_fd(), address, sources)?;
+            let token = Token::new(Kind::Upstream, key);
+            cx.watch(socket.as_fd(), token, Interest::STREAM)?;
             *end = End::new(Side::Upstream, Some(socket));
             Ok(done)
         });

@@ -27,6 +27,8 @@ pub(super) struct End {
     writable: bool,
     /// The kernel reported an error that nobody has taken yet.
     error: bool,
+    /// An event told of room to write and of nothing else that could end a connect: it is done.
+    connected: bool,
     /// A FIN, an error or urgent data was announced: a short receive does not mean that there is
     /// no more. (Linux ends a receive at the urgent mark, also in line; tcp(7).)
     beyond: bool,
@@ -48,6 +50,7 @@ impl End {
             readable: false,
             writable: false,
             error: false,
+            connected: false,
             beyond: false,
             receiving: false,
             sending: false,
@@ -73,12 +76,15 @@ impl End {
         self.readable |= ready.readable() || over;
         self.writable |= ready.writable() || ready.error() || ready.hung_up();
         self.error |= ready.error();
+        // tcp_poll: no room to write is told of before a connect has ended.
+        self.connected = ready.writable() && !(ready.error() || ready.hung_up());
         self.beyond |= over || ready.urgent();
     }
 
     /// Has the next operation ask the kernel, whatever events have told.
     pub(super) fn expect_writable(&mut self) {
         self.writable = true;
+        self.connected = false;
     }
 
     /// Completes the outstanding connect to `address`, if it can be.
@@ -86,7 +92,12 @@ impl End {
         if !(self.writable || self.error) {
             return None;
         }
-        match stream::connect_again(self.socket()?, address) {
+        let socket = self.socket()?;
+        let result = match self.connected {
+            true => stream::check_other(socket, address),
+            false => stream::connect_again(socket, address),
+        };
+        match result {
             Err(Errno::ALREADY) => {
                 self.writable = false;
                 None

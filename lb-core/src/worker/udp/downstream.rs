@@ -7,6 +7,7 @@ use std::rc::Rc;
 use rustix::io::Errno;
 
 use super::runs::{Piece, Run, Runs};
+use super::upstream::Pace;
 use super::{Driver, SendError, Upstream};
 use crate::flow::{Admission, FlowId, Refusal, Verdict};
 use crate::stats::{CloseReason, ConnectError, DropReason};
@@ -171,7 +172,7 @@ impl Driver {
                         local: Rc::clone(local),
                         largest_out: self.largest,
                         largest_back: self.largest,
-                        joins: false,
+                        pace: Pace::default(),
                     });
                 }
                 Err(Errno::MFILE | Errno::NFILE) => return Err(DropReason::DescriptorLimit),
@@ -281,7 +282,7 @@ impl Driver {
                         Some(copy) if moved => self.send_copy(cx, flow, &copy),
                         _ => self.count_lost(flow),
                     }
-                    if moved && run.count > 1 && !self.flows.has_sent(flow) {
+                    if run.count > 1 && !self.flows.has_sent(flow) {
                         return Err(NotSent::Apart);
                     }
                 }
@@ -341,9 +342,5 @@ impl Driver {
 }
 
 fn watch(cx: &Cx, flow: FlowId, socket: &OwnedFd) -> Result<(), Errno> {
-    cx.watch(
-        socket.as_fd(),
-        Token::new(Kind::Flow, flow),
-        Interest::DATAGRAMS,
-    )
+    cx.watch(socket.as_fd(), Token::new(Kind::Flow, flow), Interest::READ)
 }

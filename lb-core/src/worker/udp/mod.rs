@@ -15,7 +15,7 @@
 //! one receive (UDP_GRO), they stay together. Each keeps its boundaries, and a flow its order;
 //! datagrams of different flows in one batch may overtake each other.
 //!
-//! Each event takes a bounded number of datagrams, so that a flood on one socket costs the others
+//! Everything is level-triggered. Each event takes a bounded number of datagrams, so that a flood on one socket costs the others
 //! their turn only by that much. Errors of a flow's socket are consumed by the call that reports
 //! them: none can make it ready for ever.
 
@@ -25,6 +25,8 @@ mod outbox;
 mod runs;
 mod upstream;
 
+#[cfg(test)]
+mod burst_tests;
 #[cfg(test)]
 mod rig;
 #[cfg(test)]
@@ -54,6 +56,7 @@ use crate::worker::descriptors::Use;
 use groups::Groups;
 use outbox::Outbox;
 use runs::{MAX_BYTES, Piece};
+use upstream::Pace;
 
 /// Batches that one event of a listener takes, unless it has taken [`LISTENER_BYTES`] before.
 const LISTENER_BATCHES: usize = 4;
@@ -77,8 +80,8 @@ struct Upstream {
     largest_out: usize,
     /// As `largest_out`, from the listener to this client.
     largest_back: usize,
-    /// Receives of the socket may give several datagrams at once.
-    joins: bool,
+    /// How its replies come.
+    pace: Pace,
 }
 
 /// Every flow of one worker.
@@ -99,6 +102,8 @@ struct Driver {
     last_used: Time,
     /// A drain need not wait for us.
     quiet: bool,
+    /// Counts turns.
+    turn: u32,
     /// What `largest_out` and `largest_back` begin with: 0 where the kernel knows no UDP_SEGMENT.
     largest: usize,
 }
@@ -122,6 +127,7 @@ impl Udp {
                 alarm: None,
                 last_used: Time::ZERO,
                 quiet: false,
+                turn: 0,
                 largest: if udp::can_segment() { MAX_BYTES } else { 0 },
             },
         }
@@ -208,6 +214,7 @@ impl Udp {
     /// Every event of the turn was given: send what is to be sent together.
     pub(crate) fn end_turn(&mut self, cx: &mut Cx) {
         self.driver.flush();
+        self.driver.turn = self.driver.turn.wrapping_add(1);
         self.driver.close_frontends(cx);
         self.driver.set_alarm(cx);
         cx.counters

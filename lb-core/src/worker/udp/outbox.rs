@@ -72,6 +72,19 @@ impl Outbox {
         self.batch.receive(socket, limit).map(|got| got.len())
     }
 
+    /// As [`Outbox::receive`], once; `joins` if [`udp::join_received`] was called for the socket.
+    pub(super) fn receive_one(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        joins: bool,
+    ) -> Result<usize, Errno> {
+        match joins {
+            true => self.batch.receive_joined(socket),
+            false => self.batch.receive_one(socket),
+        }
+        .map(|()| 1)
+    }
+
     /// Those just received go to `client`.
     pub(super) fn address(
         &mut self,

@@ -78,7 +78,8 @@ pub(super) struct Rig {
     pub(super) backends: Vec<Echo>,
     fronts: Vec<Front>,
     events: Events,
-    start: Instant,
+    /// `None`: only jumps move the clock.
+    start: Option<Instant>,
     jumped: Duration,
 }
 
@@ -104,7 +105,7 @@ impl Rig {
             backends: vec![],
             fronts: vec![],
             events: Events::with_capacity(64),
-            start: Instant::now(),
+            start: Some(Instant::now()),
             jumped: Duration::ZERO,
         }
     }
@@ -210,6 +211,12 @@ impl Rig {
         Rc::clone(&self.front(vip).local)
     }
 
+    /// From now on time passes by jumps alone; it stands at a whole millisecond.
+    pub(super) fn stop_clock(&mut self) {
+        let now = self.jumped + self.start.take().map_or(Duration::ZERO, |s| s.elapsed());
+        self.jumped = Duration::from_millis(now.as_millis() as u64 + 1);
+    }
+
     /// Lets time pass at once.
     pub(super) fn jump(&mut self, by: Duration) {
         self.jumped += by;
@@ -228,7 +235,7 @@ impl Rig {
             .poller()
             .wait(&mut self.events, Duration::from_millis(1))
             .expect("epoll");
-        let now = self.start.elapsed() + self.jumped;
+        let now = self.jumped + self.start.map_or(Duration::ZERO, |s| s.elapsed());
         self.cx.now = Time::ZERO + now;
         self.cx.descriptors.begin_turn();
         for n in 0..self.events.len() {

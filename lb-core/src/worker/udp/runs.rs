@@ -121,7 +121,7 @@ impl<'p, 'a> Runs<'p, 'a> {
             }
             self.pieces = &self.pieces[1..];
             self.taken = 0;
-            if run.count == most || taken % run.segment.max(1) != 0 {
+            if run.count == most || !taken.is_multiple_of(run.segment) {
                 break;
             }
         }
@@ -150,7 +150,7 @@ mod tests {
 
     use super::*;
 
-    const DATA: [u8; 70_000] = [7; 70_000];
+    static DATA: [u8; 70_000] = [7; 70_000];
 
     fn piece(bytes: usize, segment: usize) -> Piece<'static> {
         Piece::new(&DATA[..bytes], segment)

@@ -389,6 +389,51 @@ fn a_source_is_denied_at_its_next_datagram() {
     assert_eq!(rig.backends[0].payloads(), [&b"one"[..], b"three"]);
 }
 
+/// Not a turn before its time, and at the first turn after it, while every turn has its batch of
+/// another flow to forward.
+#[test]
+fn u10_flows_end_exactly_at_their_time_under_load() {
+    const ONE_WAY: Duration = Duration::from_secs(3);
+    const TWO_WAY: Duration = Duration::from_secs(7);
+    for (payload, timeout, reason) in [
+        (&b"silent"[..], ONE_WAY, CloseReason::OneWayTimeout),
+        (b"echo", TWO_WAY, CloseReason::TwoWayTimeout),
+    ] {
+        let mut rig = rig();
+        let pool = [rig.echo("127.0.0.1:0")];
+        let vip = rig.frontend("127.0.0.1", &pool);
+        rig.change(vip, |spec| {
+            spec.policy.flow_one_way_timeout = ONE_WAY;
+            spec.policy.flow_two_way_timeout = TWO_WAY;
+        });
+        let (client, busy) = (client("127.0.0.1"), client("127.0.0.1"));
+        let load = |rig: &mut Rig| {
+            for _ in 0..100 {
+                busy.send_to(b"silent", vip).expect("send");
+            }
+            rig.turn();
+        };
+        rig.stop_clock();
+        const TICK: Duration = Duration::from_millis(1);
+        for _ in 0..5 {
+            client.send_to(payload, vip).expect("send");
+            load(&mut rig);
+            if payload == b"echo" {
+                rig.receive(&client);
+            }
+            rig.jump(timeout - TICK);
+            load(&mut rig);
+            assert_eq!(rig.closed(vip, reason), 0, "early");
+        }
+        rig.jump(TICK);
+        load(&mut rig);
+        assert_eq!(rig.closed(vip, reason), 1, "late");
+        let counters = &rig.local(vip).counters;
+        assert_eq!(counters.flows_opened.value(), 2, "none ended in between");
+        assert_eq!(counters.flows_active.value(), 1, "the busy one");
+    }
+}
+
 #[test]
 fn flows_expire_by_their_timers_and_leave_nothing_open() {
     let mut rig = rig();

@@ -8,41 +8,66 @@ use rustix::io::Errno;
 use super::{Driver, SendError};
 use crate::flow::{FlowId, Rules};
 use crate::stats::{CloseReason, ConnectError, DropReason};
-use crate::sys::epoll::Interest;
 use crate::sys::udp::{self, BATCH};
 use crate::worker::cx::Cx;
-use crate::worker::token::{Kind, Token};
 
 /// Receives that one event of a flow takes.
 const FLOW_BATCH: usize = BATCH / 2;
-/// Calls that one event of a flow costs at most: an error, then what lies behind it, and one more
-/// where the outbox ran full.
-const MAX_CALLS: usize = 4;
+/// Calls that one event of a flow costs at most: an error, then what lies behind it.
+const MAX_CALLS: usize = 3;
+/// A flow that once had several replies waiting is taken to have them again until so many times in
+/// a row it had one.
+const BURSTS: u8 = 32;
+
+/// How a flow's replies come. One receive of one datagram takes two thirds of the time of a batch
+/// that finds one (1.0 us against 1.5 us on loopback), so that batches are for those who fill them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pace {
+    /// The turn of the last receive.
+    turn: u32,
+    /// Receives until it is no longer taken to send in bursts.
+    bursts: u8,
+    /// Receives may give several datagrams in one. Stays: what the kernel has joined by then would
+    /// come without a word of it.
+    joins: bool,
+}
+
+impl Pace {
+    /// Do several replies wait? Taken to be so of a flow that was read in the turn before, too.
+    fn expects_many(&mut self, turn: u32) -> bool {
+        let again = turn.wrapping_sub(self.turn) == 1;
+        self.turn = turn;
+        again || self.bursts > 0
+    }
+
+    /// So many came at once. Says whether from now on they shall come joined.
+    fn note(&mut self, got: usize) -> bool {
+        if got <= 1 {
+            self.bursts = self.bursts.saturating_sub(1);
+            return false;
+        }
+        self.bursts = BURSTS;
+        !std::mem::replace(&mut self.joins, true)
+    }
+}
 
 impl Driver {
-    /// A flow's socket has replies, or an error to tell: edge-triggered, so that it is read until
-    /// it is found empty; past the bound, it is told again.
+    /// A flow's socket has replies, or an error to tell.
     pub(super) fn on_upstream(&mut self, cx: &mut Cx, flow: FlowId) {
-        let mut left = FLOW_BATCH;
         for _ in 0..MAX_CALLS {
             if self.outbox.room() == 0 {
                 self.flush();
             }
-            let Some(upstream) = self.flows.part(flow) else {
+            let Some(upstream) = self.flows.part_mut(flow) else {
                 return;
             };
-            let wanted = left.min(self.outbox.room());
-            match self.outbox.receive(upstream.socket.as_fd(), wanted) {
-                Ok(got) => {
-                    self.answer(cx, flow, got);
-                    if got < wanted {
-                        return;
-                    }
-                    left -= got;
-                    if left == 0 {
-                        break;
-                    }
-                }
+            let socket = upstream.socket.as_fd();
+            let got = match upstream.pace.expects_many(self.turn) {
+                true => self.outbox.receive(socket, FLOW_BATCH),
+                false => self.outbox.receive_one(socket, upstream.pace.joins),
+            };
+            match got {
+                Ok(got) => return self.answer(cx, flow, got),
                 Err(Errno::AGAIN) => return,
                 Err(errno) => match SendError::from(errno) {
                     SendError::Unreachable(why) => self.on_refusal(cx, flow, why),
@@ -51,23 +76,6 @@ impl Driver {
                 },
             }
         }
-        self.ask_again(cx, flow);
-    }
-
-    /// Has epoll look at the flow's socket anew: ready, it is in the next wait's events.
-    fn ask_again(&mut self, cx: &mut Cx, flow: FlowId) {
-        let Some(upstream) = self.flows.part(flow) else {
-            return;
-        };
-        let token = Token::new(Kind::Flow, flow);
-        if cx
-            .rewatch(upstream.socket.as_fd(), token, Interest::DATAGRAMS)
-            .is_err()
-            && let Some(closed) = self.flows.close(flow)
-        {
-            // No memory in the kernel: nobody would ever read its replies.
-            self.end(cx, closed, CloseReason::LocalError);
-        }
     }
 
     /// The `got` replies just received wait in the outbox: says where they go.
@@ -75,9 +83,7 @@ impl Driver {
         let Some(upstream) = self.flows.part_mut(flow) else {
             return;
         };
-        if got > 1 && !upstream.joins {
-            // One that sends in bursts: where the network can, take them in one piece.
-            upstream.joins = true;
+        if upstream.pace.note(got) {
             udp::join_received(upstream.socket.as_fd());
         }
         let local = Rc::clone(&upstream.local);

@@ -262,3 +262,63 @@ fn a_cut_resets_what_is_left() {
     same(&read_to_reset(&mut server), b"");
     proxy.settle_as(CloseReason::DrainDeadline, 1);
 }
+
+/// Sockets of this machine in TIME-WAIT, from `local` to `remote` (0: any port).
+fn time_waits(local: u16, remote: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("proc is mounted");
+    let port = |field: &str| {
+        let (_, port) = field.rsplit_once(':')?;
+        u16::from_str_radix(port, 16).ok()
+    };
+    let waits = table.lines().filter(|line| {
+        let mut fields = line.split_whitespace().skip(1);
+        let own = fields.next().and_then(port);
+        let peer = fields.next().and_then(port);
+        let is = |wanted: u16, found: Option<u16>| wanted == 0 || found == Some(wanted);
+        fields.next() == Some("06") && is(local, own) && is(remote, peer)
+    });
+    waits.count()
+}
+
+/// Towards backends a TIME-WAIT holds a port for a minute. There is one only where the client
+/// closed first: then our FIN went out first as well, and to leave TIME-WAIT early, or to reset
+/// instead, could lose the backend's last bytes (RFC 9293 section 3.6.1).
+#[test]
+fn only_a_client_that_closes_first_leaves_a_port_waiting() {
+    const TIMES: usize = 5;
+    for (what, expected) in [("client", TIMES), ("server", 0), ("resets", 0), ("cut", 0)] {
+        let (address, streams) = one_backend(V4);
+        let proxy = Proxy::start(V4, &[address], policy());
+        for _ in 0..TIMES {
+            let mut client = proxy.connect();
+            let mut server = streams.recv_timeout(PATIENCE).expect("it is dialled");
+            client.write_all(b"request").expect("open");
+            server.read_exact(&mut [0; 7]).expect("it comes");
+            match what {
+                "client" => {
+                    drop(client);
+                    same(&read_to_fin(&mut server), b"");
+                }
+                "server" => {
+                    drop(server);
+                    same(&read_to_fin(&mut client), b"");
+                }
+                "resets" => {
+                    reset(server);
+                    same(&read_to_reset(&mut client), b"");
+                }
+                _ => {
+                    proxy.cut();
+                    same(&read_to_reset(&mut client), b"");
+                }
+            }
+        }
+        proxy.settle();
+        until("the last segments have passed", || {
+            time_waits(0, address.port()) == expected
+        });
+        // At the clients' side they hold no port of ours; a reset leaves none there either.
+        let ours = time_waits(proxy.address.port(), 0);
+        assert_eq!(ours, if what == "server" { TIMES } else { 0 }, "{what}");
+    }
+}
