@@ -1,4 +1,4 @@
-//! Resources and runtime: rows R1, R10 and R12 of the fault catalogue (R4, R8 and R9 are with the
+//! Resources and runtime: rows R1, R2, R10 and R12 of the fault catalogue (R4, R8 and R9 are with the
 //! streams, R5 to R7 with the floods).
 #![allow(missing_docs, clippy::unwrap_used)]
 
@@ -296,6 +296,102 @@ fn weir_reasons(weir: &Weir, svc: &manifest::Service) -> String {
     weir.service(svc)
         .map(|s| s["reasons"].to_string())
         .unwrap_or_default()
+}
+
+/// A laboratory whose appliance has 100 local ports.
+fn few_ports() -> Lab {
+    let lab = Lab::new();
+    let range = "net.ipv4.ip_local_port_range=50000 50099";
+    lab.lb.exec("sysctl", &["-q", "-w", range]);
+    lab
+}
+
+/// Dials `count` more, and keeps those that a backend answers.
+fn hold(lab: &Lab, vip: SocketAddr, count: usize) -> Vec<TcpStream> {
+    lab.client.run(move || {
+        let dialled = (0..count).filter_map(|_| dial(vip).ok());
+        let answered = dialled.filter_map(|mut stream| {
+            stream.write_all(b"x").ok()?;
+            stream.read_exact(&mut [0]).ok()?;
+            Some(stream)
+        });
+        answered.collect()
+    })
+}
+
+#[test]
+fn r2_ports_that_run_out_are_told_before_and_only_the_excess_is_refused() {
+    if skip("r2") {
+        return;
+    }
+    let lab = few_ports();
+    let _pod = TcpPod::echo(&lab.server, pod_v4(0), 80);
+    let svc = service("many").tcp(80).endpoints([pod_v4(0)], 80);
+    let weir = Weir::start(&lab);
+    let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
+    let ratio = || weir.metric("weir_upstream_ports_used_ratio", &["protocol=\"tcp\""]);
+    let exhausted = || {
+        weir.metric(
+            "weir_backend_connect_errors_total",
+            &["reason=\"ports_exhausted\""],
+        )
+    };
+
+    let mut held = hold(&lab, vip, 85);
+    assert_eq!(held.len(), 85);
+    eventually("the metric shows it before it happens", SOON, || {
+        ratio() >= 0.84
+    });
+    let checks = weir.get("/readyz?verbose").1;
+    assert!(checks.contains("[!]ports warning: 8"), "{checks}");
+    assert!(
+        checks.contains(&format!("towards {}:80", pod_v4(0))),
+        "{checks}"
+    );
+    eventually("the log says it", Duration::from_secs(15), || {
+        weir.log()
+            .contains("% of the local ports are in use by TCP")
+    });
+    assert_eq!(exhausted(), 0.0);
+
+    held.extend(hold(&lab, vip, 40));
+    assert_eq!(held.len(), 100, "every port is used, and only those");
+    assert!(exhausted() >= 25.0, "{}", exhausted());
+    for stream in &mut held {
+        stream.write_all(b"y").unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+    }
+}
+
+#[test]
+fn r2_two_source_addresses_have_twice_the_ports() {
+    if skip("r2 sources") {
+        return;
+    }
+    let lab = few_ports();
+    lab.lb.ip(&["addr", "add", "10.2.0.3/24", "dev", "back"]);
+    let _pod = TcpPod::echo(&lab.server, pod_v4(0), 80);
+    let svc = service("many").tcp(80).endpoints([pod_v4(0)], 80);
+    let sources = ["--source-address", "10.2.0.1,10.2.0.3"];
+    let weir = Weir::prepare().pools().args(sources).launch(&lab.lb);
+    let vip = SocketAddr::new(weir.serve(&svc)[0], 80);
+    let held = hold(&lab, vip, 150);
+    assert_eq!(held.len(), 150, "{}", weir.log());
+    let dump = lab
+        .lb
+        .out("ss", &["-Htn", "dst", &format!("{}:80", pod_v4(0))]);
+    for source in ["10.2.0.1:", "10.2.0.3:"] {
+        let count = dump.lines().filter(|line| line.contains(source)).count();
+        assert!((50..=100).contains(&count), "{count} from {source}\n{dump}");
+    }
+    // They are of the whole, which is twice as much; what a try left in TIME_WAIT counts, too.
+    let mut ratio = 0.0;
+    eventually("the metric counts both", SOON, || {
+        let labels = ["protocol=\"tcp\""];
+        ratio = weir.metric("weir_upstream_ports_used_ratio", &labels);
+        ratio >= 0.75
+    });
+    assert!(ratio < 1.0, "{ratio}\n{}", lab.lb.out("ss", &["-atn"]));
 }
 
 #[cfg(feature = "failpoints")]

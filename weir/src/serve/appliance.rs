@@ -18,6 +18,7 @@ use lb_core::table::{HashKey, TableBuilder};
 
 use super::lock::lock;
 use super::places;
+use super::ports::{Ports, Watch};
 use super::view::View;
 use crate::check;
 use crate::settings::{EngineName, Settings};
@@ -31,6 +32,7 @@ pub struct Appliance {
     control: Control,
     admin: Option<Server>,
     view: Arc<View>,
+    ports: Watch,
     /// Of the state directory; let go last.
     lock: Option<File>,
 }
@@ -70,7 +72,16 @@ impl Appliance {
         let registry = Registry::start(&[(measure::PROGRAMMING, &measure::PROGRAMMING_BOUNDS)])?;
         let control = Control::start(control_settings, plane.handle(), table, registry.recorder())
             .context("cannot start the control plane")?;
-        let view = Arc::new(View::new(plane.handle(), control.desk(), registry, dropped));
+        let ports = Ports::new(settings.source_addresses.clone());
+        let view = View::new(
+            plane.handle(),
+            control.desk(),
+            registry,
+            dropped,
+            Arc::clone(&ports),
+        );
+        let view = Arc::new(view);
+        let ports = Watch::start(ports)?;
         let admin = admin(&settings, &view)?;
         let address = admin.as_ref().map(|admin| admin.address().to_string());
         let handle = plane.handle();
@@ -95,6 +106,7 @@ impl Appliance {
             control,
             admin,
             view,
+            ports,
             lock,
         })
     }
@@ -141,11 +153,13 @@ impl Appliance {
             control,
             admin,
             view: _,
+            ports,
             lock,
         } = self;
         plane.stop();
         control.stop();
         drop(admin);
+        ports.stop();
         drop(lock);
     }
 }
@@ -164,6 +178,7 @@ fn config(settings: &Settings) -> Config {
         },
         limits: Limits {
             peer_timeout: settings.peer_timeout,
+            source_addresses: settings.source_addresses.clone(),
             ..default.limits
         },
     }

@@ -2,7 +2,7 @@
 //! moment of a scrape, through the `metrics` facade.
 
 use controlplane::status::Snapshot;
-use lb_core::plane::{Driver, Report};
+use lb_core::plane::{Driver, PortUse, Report};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 use super::view::STATES;
@@ -38,6 +38,11 @@ pub fn describe() {
         Unit::Seconds,
         "Since each worker's last turn began, in seconds."
     );
+    describe_gauge!(
+        "weir_upstream_ports_used_ratio",
+        Unit::Count,
+        "Share of the local ports in use towards the backend that has most of them (udp: all)."
+    );
     describe_counter!(
         "weir_log_lines_dropped_total",
         Unit::Count,
@@ -62,6 +67,14 @@ pub fn set(snapshot: &Snapshot, report: &Report, driver: Driver, rejected: usize
             .set(worker.heartbeat);
     }
     counter!("weir_log_lines_dropped_total").absolute(dropped);
+}
+
+/// Sets the shares of the ports in use, if they are known.
+pub fn set_ports(used: Option<&PortUse>) {
+    let Some(used) = used else { return };
+    for (protocol, share) in [("tcp", used.tcp), ("udp", used.udp)] {
+        gauge!("weir_upstream_ports_used_ratio", "protocol" => protocol).set(share);
+    }
 }
 
 #[cfg(test)]
@@ -97,6 +110,10 @@ mod tests {
         registry.record(|| {
             describe();
             set(&snapshot, &report, Driver::IoUring, 3, 9);
+            set_ports(Some(&PortUse {
+                tcp: 0.25,
+                ..PortUse::default()
+            }));
         });
         let text = registry.render();
         let families = |prefix: &str| -> BTreeSet<String> {
@@ -113,6 +130,8 @@ mod tests {
             "weir_services{state=\"closed\"} 2",
             "weir_services{state=\"serving\"} 0",
             "weir_worker_heartbeat_seconds{worker=\"1\"} 0.25",
+            "weir_upstream_ports_used_ratio{protocol=\"tcp\"} 0.25",
+            "weir_upstream_ports_used_ratio{protocol=\"udp\"} 0",
             "weir_log_lines_dropped_total 9",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}: {text}");

@@ -3,6 +3,7 @@
 //! - `appliance`: data plane, control plane and admin listener, wired and started in order;
 //! - `gauges`: what the metrics say of the control plane and the process;
 //! - `places`: where the state and the admin socket go when nobody said;
+//! - `ports`: how many local ports are in use towards backends;
 //! - `lock`: no second process on one state directory;
 //! - `view`: what the admin listener sees of the other two.
 
@@ -10,6 +11,7 @@ mod appliance;
 mod gauges;
 mod lock;
 mod places;
+mod ports;
 mod view;
 
 use std::process::ExitCode;

@@ -16,6 +16,7 @@ use lb_core::plane::{Chosen, Handle, ListenerState, Report};
 use lb_core::table::Protocol;
 
 use super::gauges;
+use super::ports::Ports;
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
 
@@ -32,18 +33,26 @@ pub struct View {
     desk: Desk,
     registry: Registry,
     dropped: Dropped,
+    ports: Arc<Ports>,
     draining: AtomicBool,
 }
 
 impl View {
     /// `registry` is the one that the control plane behind `desk` records into.
-    pub fn new(plane: Handle, desk: Desk, registry: Registry, dropped: Dropped) -> View {
+    pub fn new(
+        plane: Handle,
+        desk: Desk,
+        registry: Registry,
+        dropped: Dropped,
+        ports: Arc<Ports>,
+    ) -> View {
         registry.record(gauges::describe);
         View {
             plane,
             desk,
             registry,
             dropped,
+            ports,
             draining: AtomicBool::new(false),
         }
     }
@@ -99,6 +108,7 @@ impl admin_api::Appliance for View {
             state(&snapshot),
             manifests(&snapshot),
             deletions(&snapshot),
+            self.ports.seen().check(),
         ];
         if snapshot.restarts > 0 {
             let message = format!(
@@ -131,9 +141,11 @@ impl admin_api::Appliance for View {
     fn recorded(&self) -> String {
         let (snapshot, report) = (self.desk.snapshot(), self.plane.report());
         let rejected = errors(&snapshot).count();
-        let driver = self.plane.engine().driver;
-        self.registry
-            .record(|| gauges::set(&snapshot, &report, driver, rejected, self.dropped.count()));
+        let (driver, ports) = (self.plane.engine().driver, self.ports.fresh());
+        self.registry.record(|| {
+            gauges::set(&snapshot, &report, driver, rejected, self.dropped.count());
+            gauges::set_ports(ports.used.as_ref());
+        });
         self.registry.render()
     }
 

@@ -33,6 +33,7 @@ pub struct Settings {
     pub node_port_addresses: Vec<IpAddr>,
     pub vip_interface: Option<String>,
     pub allow_endpoints: Vec<Cidr>,
+    pub source_addresses: Vec<IpAddr>,
     /// `None`: the one in the state directory.
     pub hash_key: Option<HashKeyText>,
     pub confirm_deletions: bool,
@@ -67,6 +68,7 @@ impl Settings {
             node_port_addresses,
             vip_interface,
             allow_endpoints,
+            source_addresses,
             hash_key,
             confirm_deletions,
             drain_timeout,
@@ -103,6 +105,7 @@ impl Settings {
             node_port_addresses: whole(node_port_addresses, under.node_port_addresses),
             vip_interface: vip_interface.or(under.vip_interface),
             allow_endpoints: whole(allow_endpoints, under.allow_endpoints),
+            source_addresses: whole(source_addresses, under.source_addresses),
             hash_key: hash_key.or(under.hash_key),
             confirm_deletions: confirm_deletions
                 .or(under.confirm_deletions)
@@ -147,10 +150,11 @@ impl Settings {
         Ok(Settings::new(layer, Layer::default()))
     }
 
-    /// Addresses that are this appliance's own and never a Service's: node-port fronts and the
-    /// admin listener.
+    /// Addresses that are this appliance's own and never a Service's: node-port fronts, those that
+    /// backends are dialled from, and the admin listener.
     pub fn own_addresses(&self) -> Vec<IpAddr> {
         let mut own = self.node_port_addresses.clone();
+        own.extend(&self.source_addresses);
         if let Some(AdminAddress(Address::Loopback(address))) = &self.admin {
             own.push(address.ip());
         }

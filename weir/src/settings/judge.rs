@@ -68,6 +68,7 @@ fn flag(name: &str) -> String {
     match name {
         "pools" => "--pool".to_owned(),
         "nodePortAddresses" => "--node-port-address".to_owned(),
+        "sourceAddresses" => "--source-address".to_owned(),
         _ => format!("--{}", split(name, '-')),
     }
 }
@@ -107,6 +108,16 @@ impl Settings {
                 let message = format!("clients cannot dial {address}; give a unicast address");
                 wrong(&["nodePortAddresses"], message);
             }
+        }
+        for (at, address) in self.source_addresses.iter().enumerate() {
+            let message = if !can_be_vip(*address) {
+                format!("no backend answers to {address}; give a unicast address of this machine")
+            } else if self.source_addresses[..at].contains(address) {
+                format!("{address} stands there twice; give each once")
+            } else {
+                continue;
+            };
+            wrong(&["sourceAddresses"], message);
         }
         if let Err(message) = parse_filter(&self.log) {
             wrong(&["log"], message);
@@ -255,6 +266,7 @@ mod tests {
             "--idle-timeout 8760h --peer-timeout 24h",
             "--pool 192.0.2.0/28 --pool a=192.0.2.16/28 --pool a=2001:db8::/64",
             "--node-port-address 192.0.2.1,::1,127.0.0.1",
+            "--source-address 192.0.2.1,2001:db8::1",
             "--vip-interface bond0.100 --zone eu-1a --log weir=debug",
             "--manifests a --state-dir b --status-dir c",
             "--log WARN,weir=debug,controlplane=trace --manifests src",
@@ -313,6 +325,14 @@ mod tests {
             (
                 "--node-port-address ff02::1",
                 ["nodePortAddresses: ", "unicast"],
+            ),
+            (
+                "--source-address 0.0.0.0",
+                ["--source-address or WEIR_SOURCE_ADDRESS: ", "unicast"],
+            ),
+            (
+                "--source-address 192.0.2.1,192.0.2.1",
+                ["sourceAddresses: 192.0.2.1", "twice"],
             ),
             (
                 "--log weir=loud",

@@ -98,6 +98,16 @@ pub struct Layer {
     )]
     pub allow_endpoints: Vec<Cidr>,
 
+    /// Dial backends from this address of the machine: several have several times the ports.
+    /// Repeatable. Default: the kernel's choice.
+    #[arg(
+        long = "source-address",
+        env = "WEIR_SOURCE_ADDRESS",
+        value_name = "ADDR",
+        value_delimiter = ','
+    )]
+    pub source_addresses: Vec<IpAddr>,
+
     /// Key of the consistent hash; give several appliances the same one and they agree.
     /// Default: random, kept in the state directory.
     #[arg(

@@ -66,6 +66,7 @@ fn default_of(name: &str) -> String {
         "pin" => settings.pin.to_string(),
         "class" => settings.class,
         "defaultProvider" => settings.default_provider.to_string(),
+        "sourceAddresses" => "the kernel's choice".to_owned(),
         "vipInterface" => "the one whose subnet holds the VIP, else lo".to_owned(),
         "hashKey" => "random, kept in the state directory".to_owned(),
         "confirmDeletions" => settings.confirm_deletions.to_string(),

@@ -34,6 +34,7 @@ zone: a
 nodePortAddresses: [192.0.2.99]
 vipInterface: eth0
 allowEndpoints: [127.0.0.0/8]
+sourceAddresses: [192.0.2.98]
 hashKey: 000102030405060708090a0b0c0d0e0f
 confirmDeletions: true
 drainTimeout: 10s
