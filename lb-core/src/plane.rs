@@ -448,7 +448,7 @@ fn seat(
     let poller = Poller::new()?;
     Worker::watch_wake(&poller, shared, index)?;
     let ring = match driver {
-        Driver::IoUring => Some(Ring::new(Size::of_worker()).map_err(|e| e.source)?),
+        Driver::IoUring => Some(Ring::new(Size::of_worker()).map_err(io::Error::from)?),
         Driver::Epoll => None,
     };
     Ok(Seat {

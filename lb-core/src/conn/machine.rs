@@ -135,6 +135,11 @@ impl Conn {
         }
     }
 
+    /// When it wants its timer, as [`Action::Arm`] said last; the end of time: not at all.
+    pub fn armed(&self) -> Time {
+        self.armed
+    }
+
     /// Relays it, with neither side failed? Then another driver can take it over.
     pub fn is_relaying(&self) -> bool {
         self.phase == Phase::Relaying && self.failed().is_none()

@@ -118,11 +118,6 @@ impl Buffers {
         (self.entries.as_ptr().addr() as u64, self.count)
     }
 
-    /// Bytes in one buffer.
-    pub(crate) fn size(&self) -> u32 {
-        self.size
-    }
-
     /// Buffers that are not the kernel's just now.
     pub(crate) fn lent(&self) -> u16 {
         self.lent

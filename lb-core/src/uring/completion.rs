@@ -1,7 +1,5 @@
 //! What the ring has to tell, in types.
 
-use std::os::fd::{FromRawFd, OwnedFd};
-
 use io_uring::cqueue;
 use rustix::io::Errno;
 
@@ -16,12 +14,6 @@ use crate::slab::Key;
 pub(crate) enum Completion {
     /// The epoll instance has events.
     Readiness,
-    /// A listener's multishot accept; without `more` it has ended.
-    Accepted {
-        listener: Key,
-        result: Result<OwnedFd, Errno>,
-        more: bool,
-    },
     /// A multishot receive; without `more` it has ended.
     Received { owner: Owner, got: Got, more: bool },
     /// A send has ended; what it did not send is given back.
@@ -79,12 +71,6 @@ impl Ring {
                 Completion::Readiness
             }
             Some(Op::House) => Completion::Nothing,
-            Some(Op::Accept) => Completion::Accepted {
-                listener: owner.key,
-                // SAFETY: a successful accept hands over a new descriptor, which is nobody else's.
-                result: result.map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) }),
-                more,
-            },
             Some(Op::Receive) => {
                 let got = self.received(result, flags);
                 Completion::Received { owner, got, more }

@@ -108,10 +108,12 @@ pub(super) enum Flight {
         owner: Owner,
         payload: Payload,
         /// Read by the kernel with a chain of several pieces.
+        #[expect(dead_code, reason = "held for the kernel, which has a pointer to it")]
         message: Option<Box<Message>>,
     },
     Connect {
         owner: Owner,
+        #[cfg_attr(not(test), expect(dead_code, reason = "held for the kernel, as above"))]
         address: Box<SockAddr>,
     },
 }

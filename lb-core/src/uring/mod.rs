@@ -13,7 +13,7 @@
 //! | file | |
 //! |---|---|
 //! | `ring` | set-up, submission, completions, the end |
-//! | `op` | an operation each: accept, receive, send, connect, poll, cancel, close |
+//! | `op` | an operation each: receive, send, connect, poll, cancel, close |
 //! | `buffers` | the provided-buffer ring |
 //! | `flights` | the in-flight slab |
 //! | `tag` | what a completion is about, in 64 bits |

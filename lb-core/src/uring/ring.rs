@@ -72,6 +72,12 @@ pub(crate) struct SetUpError {
     pub(crate) source: io::Error,
 }
 
+impl From<SetUpError> for io::Error {
+    fn from(SetUpError { step, source }: SetUpError) -> io::Error {
+        io::Error::new(source.kind(), format!("{step}: {source}"))
+    }
+}
+
 fn step(step: &'static str) -> impl Fn(io::Error) -> SetUpError {
     move |source| SetUpError { step, source }
 }

@@ -21,12 +21,11 @@ pub(crate) struct Owner {
 pub(super) enum Op {
     /// A poll of the epoll instance, or an operation whose completion says nothing.
     House = 0,
-    Accept = 1,
-    Receive = 2,
-    PollIn = 3,
-    PollOut = 4,
+    Receive = 1,
+    PollIn = 2,
+    PollOut = 3,
     /// Lends memory: the rest is a key of the in-flight slab.
-    Flight = 5,
+    Flight = 4,
 }
 
 /// Op (3 bits), side (1), index (28), generation (32).
@@ -65,11 +64,10 @@ impl Tag {
     pub(super) const fn op(self) -> Option<Op> {
         Some(match self.0 >> 61 {
             0 => Op::House,
-            1 => Op::Accept,
-            2 => Op::Receive,
-            3 => Op::PollIn,
-            4 => Op::PollOut,
-            5 => Op::Flight,
+            1 => Op::Receive,
+            2 => Op::PollIn,
+            3 => Op::PollOut,
+            4 => Op::Flight,
             _ => return None,
         })
     }
@@ -91,14 +89,7 @@ mod tests {
 
     #[test]
     fn a_tag_gives_back_its_parts() {
-        let ops = [
-            Op::House,
-            Op::Accept,
-            Op::Receive,
-            Op::PollIn,
-            Op::PollOut,
-            Op::Flight,
-        ];
+        let ops = [Op::House, Op::Receive, Op::PollIn, Op::PollOut, Op::Flight];
         for op in ops {
             for key in [
                 Key::from_parts(0, 0),

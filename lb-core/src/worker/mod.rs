@@ -17,7 +17,6 @@
 mod budget;
 pub(crate) mod cx;
 pub(crate) mod descriptors;
-#[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
 mod export;
 mod handshake;
 mod listener;

@@ -81,8 +81,6 @@ pub(super) struct Session {
     /// Boxed: an idle connection has none.
     passing: Option<Box<Passing>>,
     timer: Option<TimerId>,
-    /// When the machine wants its timer.
-    deadline: Time,
     /// The kernel gives up a silent backend.
     is_bounded: bool,
 }
@@ -100,7 +98,6 @@ impl Session {
             claim,
             passing: None,
             timer: None,
-            deadline: NEVER,
             is_bounded: false,
         }
     }
@@ -285,9 +282,8 @@ impl Session {
         }
     }
 
-    /// The machine wants its timer at `at`.
-    pub(super) fn arm(&mut self, cx: &mut Cx, key: Key, at: Time) {
-        self.deadline = at;
+    /// The machine wants its timer.
+    pub(super) fn arm(&mut self, cx: &mut Cx, key: Key) {
         self.set_timer(cx, key);
     }
 
@@ -296,7 +292,6 @@ impl Session {
     /// system calls.
     pub(super) fn timer_came(&mut self, cx: &Cx, upstream: Option<&OwnedFd>) {
         self.timer = None;
-        self.deadline = NEVER;
         if let Some(upstream) = upstream.filter(|_| !self.is_bounded && !self.is_dialling()) {
             self.is_bounded = true;
             // Only what cannot fail on a TCP socket.
@@ -310,7 +305,7 @@ impl Session {
             Some(Passing::Flush(flush)) => cx.now + flush.pause,
             _ => NEVER,
         };
-        let at = self.deadline.min(flush);
+        let at = self.machine.armed().min(flush);
         if at == NEVER {
             return;
         }

@@ -1,6 +1,5 @@
 //! The operations, a file each.
 
-mod accept;
 mod cancel;
 mod close;
 mod connect;

@@ -67,7 +67,10 @@ impl Worker {
         cx.poller().wait(events, pause).expect("epoll");
         for (bits, ready) in (0..events.len()).filter_map(|n| events.at(n)) {
             let token = Token::from_bits(bits);
-            assert!(matches!(token.kind(), Some(Kind::Downstream | Kind::Upstream)));
+            assert!(matches!(
+                token.kind(),
+                Some(Kind::Downstream | Kind::Upstream)
+            ));
             match tcp {
                 TcpDriver::Epoll(tcp) => tcp.on_event(cx, token, ready),
                 TcpDriver::Ring(tcp) => tcp.on_event(token),
@@ -87,10 +90,10 @@ impl Worker {
 
     /// Gives the connection up; `None` if it is over.
     fn give(&mut self, key: Key) -> Option<Exported> {
-        if let TcpDriver::Ring(tcp) = &mut self.tcp {
-            tcp.quiesce(key);
-        }
         for _ in 0..1_000 {
+            if let TcpDriver::Ring(tcp) = &mut self.tcp {
+                tcp.quiesce(key);
+            }
             let given = match &mut self.tcp {
                 TcpDriver::Epoll(tcp) => tcp.export(&mut self.cx, key),
                 TcpDriver::Ring(tcp) => tcp.export(&mut self.cx, key),
@@ -211,7 +214,10 @@ fn a_connection_can_be_handed_over_at_any_time() {
     let (mut at, mut handed_over, mut turns) = (0, 0, 0_u32);
     let end = Instant::now() + Duration::from_secs(40);
     while !peers.iter().all(|peer| peer.at_end) {
-        assert!(Instant::now() < end, "not in time; handed over {handed_over} times");
+        assert!(
+            Instant::now() < end,
+            "not in time; handed over {handed_over} times"
+        );
         turns += 1;
         // By turns a peer that keeps up and one that does not.
         let slow = turns / 64 % 2 == 0;

@@ -26,8 +26,6 @@ pub(super) struct Connection {
     pub(super) session: Session,
     /// By the side that they come from.
     pub(super) lanes: [Lane; 2],
-    /// An action that completed while it was carried out; `None` between calls.
-    pub(super) next: Option<Event>,
     /// It stands in the list of those to run.
     pub(super) is_dirty: bool,
     /// It is to be given up: nothing more is begun.
@@ -47,6 +45,17 @@ pub(super) enum Outcome {
     Closed(CloseReason),
 }
 
+/// What became of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// A completion will tell, or nothing has to.
+    Waits,
+    /// It has completed at once.
+    Completed(Event),
+    /// It was the last.
+    Closed(CloseReason),
+}
+
 impl Connection {
     pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
         let lanes = [Lane::new(Some(socket)), Lane::new(None)];
@@ -57,7 +66,6 @@ impl Connection {
         Connection {
             session,
             lanes,
-            next: None,
             is_dirty: false,
             quiescing: false,
             first: Side::Downstream,
@@ -96,7 +104,7 @@ impl Connection {
                     self.note_writable(io, owner.key);
                 }
             }
-            Completion::Readiness | Completion::Accepted { .. } | Completion::Nothing => {}
+            Completion::Readiness | Completion::Nothing => {}
         }
     }
 
@@ -206,6 +214,8 @@ impl Connection {
     ) -> Option<CloseReason> {
         let mut event = Some(event);
         let mut out = Actions::new();
+        // An action that completed while it was carried out.
+        let mut next = None;
         while let Some(happened) = event {
             out.clear();
             self.session.machine.step(cx.now, happened, &mut out);
@@ -216,15 +226,17 @@ impl Connection {
                 if matches!(action, Action::Shutdown { .. }) && is_last {
                     continue;
                 }
-                if let Some(reason) = self.act(cx, io, key, *action, &mut fresh) {
-                    return Some(reason);
+                match self.act(cx, io, key, *action, &mut fresh) {
+                    Done::Waits => {}
+                    Done::Completed(event) => next = Some(event),
+                    Done::Closed(reason) => return Some(reason),
                 }
             }
             // Nobody is left to send it to.
             if let Some(Fresh::Received(unwanted)) = fresh.take() {
                 io.ring.discard(unwanted);
             }
-            event = self.next.take();
+            event = next.take();
         }
         None
     }
@@ -281,7 +293,7 @@ impl Connection {
         Some(failed(side, Operation::SendOrWatch, errno))
     }
 
-    /// Carries out one action; the reason, if it was the last. `fresh` was just received.
+    /// Carries out one action. `fresh` was just received.
     pub(super) fn act(
         &mut self,
         cx: &mut Cx,
@@ -289,60 +301,74 @@ impl Connection {
         key: Key,
         action: Action,
         fresh: &mut Option<Fresh>,
-    ) -> Option<CloseReason> {
-        match action {
-            Action::Pick { .. } => self.next = Some(self.session.pick(cx)),
-            Action::Connect => self.next = self.connect(cx, io, key),
-            Action::CloseUpstream => self.close_upstream(cx, io),
+    ) -> Done {
+        let completed = match action {
+            Action::Pick { .. } => Some(self.session.pick(cx)),
+            Action::Connect => self.connect(cx, io, key),
+            Action::Send { side } => self.send(cx, io, key, side.peer(), fresh.take()),
+            Action::AwaitFlush { side } => {
+                self.lanes[side.index()].watch(cx, Owner { key, side });
+                self.await_flush(cx, key, side)
+            }
+            Action::CloseUpstream => {
+                self.close_upstream(cx, io);
+                None
+            }
             Action::Receive { side } => {
                 let lane = &mut self.lanes[side.index()];
                 lane.wanted = true;
                 lane.settle();
                 lane.receive_ahead(&mut io.ring, Owner { key, side });
+                None
             }
-            Action::Send { side } => self.send(cx, io, key, side.peer(), fresh.take()),
-            Action::Shutdown { side } => self.shut(cx, io, key, side),
-            Action::AwaitFlush { side } => {
-                self.lanes[side.index()].watch(cx, Owner { key, side });
-                self.await_flush(cx, key, side);
+            Action::Shutdown { side } => {
+                self.shut(cx, io, key, side);
+                None
             }
             Action::Reset { side } => {
                 let busy = self.is_busy(side);
                 self.lanes[side.index()].reset(&mut io.ring, busy);
+                None
             }
-            Action::Arm(at) => self.session.arm(cx, key, at),
+            Action::Arm(_) => {
+                self.session.arm(cx, key);
+                None
+            }
             Action::Close(reason) => {
                 self.close(cx, io);
-                return Some(reason);
+                return Done::Closed(reason);
             }
-        }
-        None
+        };
+        completed.map_or(Done::Waits, Done::Completed)
     }
 
     /// Sends what came from `from`: just now, or what waits.
-    fn send(&mut self, cx: &mut Cx, io: &mut Io, key: Key, from: Side, fresh: Option<Fresh>) {
+    fn send(
+        &mut self,
+        cx: &mut Cx,
+        io: &mut Io,
+        key: Key,
+        from: Side,
+        fresh: Option<Fresh>,
+    ) -> Option<Event> {
         let owner = Owner { key, side: from };
         let payload = match fresh {
             Some(Fresh::Received(payload)) => payload,
             Some(Fresh::Piped(bulk)) => {
-                self.next = self.send_piped(cx, io, key, from, bulk);
-                return;
+                return self.send_piped(cx, io, key, from, bulk);
             }
             Some(Fresh::Copied(n)) => {
-                self.next = self.send_copied(cx, io, key, from, n);
-                return;
+                return self.send_copied(cx, io, key, from, n);
             }
             None => {
                 let lane = &mut self.lanes[from.index()];
-                let Some(slow) = &mut lane.slow else { return };
+                let slow = lane.slow.as_mut()?;
                 lane.draining = slow.pipe.is_some();
-                let Some(backlog) = slow.backlog.take() else {
-                    return;
-                };
-                Payload::Backlog(backlog)
+                Payload::Backlog(slow.backlog.take()?)
             }
         };
         lane::send(&mut self.lanes, &mut io.ring, owner, payload);
+        None
     }
 
     /// Sends FIN to `side`. Its peer has nothing more to say, unless it resets: that is watched.
@@ -364,9 +390,9 @@ impl Connection {
         self.lanes[side.index()].error = true;
     }
 
-    fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) {
+    fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) -> Option<Event> {
         let socket = self.lanes[side.index()].socket.as_ref();
-        self.next = self.session.await_flush(cx, key, side, socket);
+        self.session.await_flush(cx, key, side, socket)
     }
 
     fn poll_flush(&mut self) -> Option<Event> {
@@ -461,5 +487,3 @@ fn failed(side: Side, operation: Operation, errno: Errno) -> Event {
         cause: cause(errno),
     }
 }
-#[cfg(test)]
-mod size_tests { use super::*; #[test] fn sizes() { eprintln!("SIZES conn {} session {} lane {} connection {}", size_of::<crate::conn::Conn>(), size_of::<Session>(), size_of::<Lane>(), size_of::<Connection>()); } }

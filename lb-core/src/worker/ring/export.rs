@@ -6,17 +6,19 @@
 use std::os::fd::AsFd;
 
 use super::Io;
-use super::connection::{Connection, Outcome};
+use super::connection::{Connection, Done, Outcome};
 use super::lane::{End, Lane, Receiving};
-use crate::conn::{Actions, Side};
+use crate::conn::{Actions, Event, Side};
 use crate::slab::Key;
+use crate::time::Time;
 use crate::uring::{Backlog, Owner, Ring};
 use crate::worker::cx::Cx;
 use crate::worker::export::{Exported, ExportedEnd};
 use crate::worker::session::Session;
 
 impl Connection {
-    /// Begins nothing any more, and ends what is under way.
+    /// Begins nothing any more, and ends what is under way. To be repeated until that has worked:
+    /// what is just completing cannot be cancelled, and may go on.
     pub(super) fn quiesce(&mut self, io: &mut Io) {
         self.quiescing = true;
         for side in Side::BOTH {
@@ -42,7 +44,7 @@ impl Connection {
 
     /// Gives everything up.
     pub(super) fn export(mut self, cx: &mut Cx, ring: &mut Ring) -> Option<Exported> {
-        let unsent = Side::BOTH.map(|side| self.unsent(ring, side));
+        let unsent = Side::BOTH.map(|side| self.unsent(cx.now, ring, side));
         for lane in &mut self.lanes {
             if let Some(socket) = lane.socket.as_ref().filter(|_| lane.watched) {
                 cx.unwatch(socket.as_fd());
@@ -62,8 +64,14 @@ impl Connection {
 
     /// What came from `side` and was not sent; the machine is told of what it did not know of. A
     /// FIN is not: the socket goes on telling of it.
-    fn unsent(&mut self, ring: &mut Ring, side: Side) -> Option<Vec<u8>> {
+    fn unsent(&mut self, now: Time, ring: &mut Ring, side: Side) -> Option<Vec<u8>> {
         let lane = &mut self.lanes[side.index()];
+        if let Some(Ok(n)) = lane.sent.take() {
+            let side = side.peer();
+            let mut out = Actions::new();
+            let sent = Event::Sent { side, n };
+            self.session.machine.step(now, sent, &mut out);
+        }
         let mut bytes = Vec::new();
         let mut ahead = Vec::new();
         if let Some(slow) = lane.slow.take() {
@@ -111,9 +119,8 @@ impl Connection {
         let mut out = Actions::new();
         self.session.machine.resume(&mut out);
         for action in out.as_slice() {
-            if let Some(reason) = self.act(cx, io, key, *action, &mut None) {
-                return Outcome::Closed(reason);
-            }
+            let done = self.act(cx, io, key, *action, &mut None);
+            debug_assert_eq!(done, Done::Waits, "nothing here completes at once");
         }
         self.run(cx, io, key)
     }

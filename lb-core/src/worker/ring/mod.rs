@@ -182,7 +182,7 @@ impl RingTcp {
             | Completion::Sent { owner, .. }
             | Completion::Connected { owner, .. }
             | Completion::Ready { owner, .. } => *owner,
-            Completion::Readiness | Completion::Accepted { .. } | Completion::Nothing => return,
+            Completion::Readiness | Completion::Nothing => return,
         };
         if let Completion::Received {
             got: Got::NoBuffers,
@@ -200,12 +200,18 @@ impl RingTcp {
         }
     }
 
+    /// For a connection that is gone. A receive that was completing when it was to be cancelled
+    /// goes on, and would keep the socket: it is cancelled again.
     fn discard(&mut self, completion: Completion) {
         match completion {
-            Completion::Received {
-                got: Got::Data(chain),
-                ..
-            } => self.io.ring.discard(Payload::Chain(chain)),
+            Completion::Received { owner, got, more } => {
+                if let Got::Data(chain) = got {
+                    self.io.ring.discard(Payload::Chain(chain));
+                }
+                if more {
+                    self.io.ring.cancel_receive(owner);
+                }
+            }
             Completion::Sent { rest, .. } => self.io.ring.discard(rest),
             _ => {}
         }
@@ -324,8 +330,11 @@ impl RingTcp {
         }
     }
 
-    /// Begins to give a connection up: what is under way ends.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    /// Begins to give a connection up, or goes on with that: what is under way ends.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the upgrade that asks for it comes later")
+    )]
     pub(crate) fn quiesce(&mut self, key: Key) {
         if let Some(connection) = self.connections.get_mut(key) {
             connection.quiesce(&mut self.io);
@@ -334,11 +343,13 @@ impl RingTcp {
 
     /// Gives a quiesced connection up; `None` if it is gone, or something is still under way, or
     /// it is busy with what ends by itself soon (a dial, a flush).
-    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the upgrade that asks for it comes later")
+    )]
     pub(crate) fn export(&mut self, cx: &mut Cx, key: Key) -> Option<Exported> {
         let connection = self.connections.get_mut(key)?;
-        // What has completed is acted upon where that begins nothing.
-        if !connection.quiescing || !connection.is_quiet() {
+        if !connection.is_quiet() || !connection.quiescing {
             return None;
         }
         let exported = self.connections.remove(key)?.export(cx, &mut self.io.ring);
@@ -351,7 +362,10 @@ impl RingTcp {
     ///
     /// # Errors
     /// There are no descriptors for it: as it was.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the upgrade that asks for it comes later")
+    )]
     pub(crate) fn adopt(&mut self, cx: &mut Cx, exported: Exported) -> Result<Key, Box<Exported>> {
         if !cx.descriptors.take(Use::Connection) {
             return Err(Box::new(exported));

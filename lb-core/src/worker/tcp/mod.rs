@@ -146,7 +146,10 @@ impl Tcp {
 
     /// Gives a connection up between two operations; `None` if it is gone, or busy with what ends
     /// by itself soon (a dial, a flush).
-    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the upgrade that asks for it comes later")
+    )]
     pub(crate) fn export(&mut self, cx: &mut Cx, key: Key) -> Option<Exported> {
         self.connections
             .get(key)
@@ -161,7 +164,10 @@ impl Tcp {
     ///
     /// # Errors
     /// There are no descriptors for it: as it was.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the upgrade that asks for it comes later"))]
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "the upgrade that asks for it comes later")
+    )]
     pub(crate) fn adopt(&mut self, cx: &mut Cx, exported: Exported) -> Result<Key, Box<Exported>> {
         if !cx.descriptors.take(Use::Connection) {
             return Err(Box::new(exported));
