@@ -9,7 +9,7 @@ SOAK ?= 120
 FUZZ_SECONDS ?= 60
 # The pure parts and the unsafe ones that make no system call. Not the simulations: they take hours there.
 MIRI ?= slab:: timer:: affinity:: table::radix conn::tests flow::tests flow::model_tests \
-  uring::slab uring::buffers
+  uring::flights uring::buffers
 
 # TESTS, PEERS, MODE, ROUNDS and WEIR reach the bench by its environment. The results of a full run
 # are committed, those of a selection are not.
