@@ -5,7 +5,7 @@
 //! An operation is submitted by a method of [`Ring`] (one file of `op` each) and answered by one
 //! [`Completion`], or several of a multishot one. What it lends the kernel (bytes, an address) is
 //! owned by the in-flight slab until the final completion; what the kernel receives into are
-//! provided buffers, which change hands with each completion ([`Buffers`]). Sockets are lent for
+//! provided buffers, which change hands with each completion ([`Ring::buffers`]). Sockets are lent for
 //! the length of a submission only: a request holds its file by itself then. So a socket may be
 //! closed at any time by [`Ring::close`], which keeps the order of submissions; what is still under
 //! way on it is to be cancelled first ([`Ring::cancel_all`]), or the socket lives on.
