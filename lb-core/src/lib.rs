@@ -54,7 +54,7 @@
 //! # Absent on purpose
 //!
 //! - Where the table comes from, and every word for that.
-//! - Async: a worker is a loop over readiness, its state machines are values.
+//! - Async: a worker is a loop over readiness or completions, its state machines are values.
 //! - Passing connections between workers: the kernel spreads them, by turns where a BPF program may
 //!   be loaded and by its hash elsewhere; a selector keeps the clients of affinity frontends together.
 //! - Health checks: the table says who is usable. Failed connects only change who is tried first.
