@@ -2,7 +2,7 @@
 //! its timer, its account. Both drivers have it in common.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::local::{Claim, Local};
 use super::token::{Kind, Token};
 use crate::conn::{Cause, Conn, Event, Side, Timeouts};
 use crate::slab::Key;
-use crate::stats::ConnectError;
+use crate::stats::{CloseReason, ConnectError};
 use crate::sys::stream;
 use crate::time::Time;
 use crate::timer::TimerId;
@@ -69,6 +69,28 @@ struct Flush {
 enum Passing {
     Dial(Dial),
     Flush(Flush),
+}
+
+/// What a turn left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing can be done until something completes.
+    Waits,
+    /// It has had its share of the turn.
+    HasMore,
+    /// It is over; every socket is closed, or will be before the worker sleeps.
+    Closed(CloseReason),
+}
+
+/// What became of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// A completion will tell, or nothing has to.
+    Waits,
+    /// It has completed at once.
+    Completed(Event),
+    /// It was the last.
+    Closed(CloseReason),
 }
 
 /// One connection without its sockets.
@@ -251,7 +273,7 @@ impl Session {
         cx: &mut Cx,
         key: Key,
         side: Side,
-        socket: Option<&OwnedFd>,
+        socket: Option<BorrowedFd<'_>>,
     ) -> Option<Event> {
         self.passing = Some(Box::new(Passing::Flush(Flush {
             side,
@@ -266,13 +288,13 @@ impl Session {
     }
 
     /// Looks at the send queue that is to become empty.
-    pub(super) fn poll_flush(&mut self, socket: Option<&OwnedFd>) -> Option<Event> {
+    pub(super) fn poll_flush(&mut self, socket: Option<BorrowedFd<'_>>) -> Option<Event> {
         let Some(Passing::Flush(flush)) = self.passing.as_deref_mut() else {
             return None;
         };
         let side = flush.side;
         // A socket that cannot say is as good as empty: the error follows.
-        let left = socket.map_or(0, |s| stream::unacknowledged(s.as_fd()).unwrap_or(0));
+        let left = socket.map_or(0, |s| stream::unacknowledged(s).unwrap_or(0));
         let progress = left < flush.left;
         flush.left = left;
         flush.pause = (flush.pause * 3 / 2).min(FLUSH_POLL_MAX);
@@ -290,12 +312,12 @@ impl Session {
     /// The timer came. The first one is that of the connect: a connection that lives on has the
     /// kernel watch over its backend's silence from then on, and one that is over is spared four
     /// system calls.
-    pub(super) fn timer_came(&mut self, cx: &Cx, upstream: Option<&OwnedFd>) {
+    pub(super) fn timer_came(&mut self, cx: &Cx, upstream: Option<BorrowedFd<'_>>) {
         self.timer = None;
         if let Some(upstream) = upstream.filter(|_| !self.is_bounded && !self.is_dialling()) {
             self.is_bounded = true;
             // Only what cannot fail on a TCP socket.
-            let _ = stream::bound_silence(upstream.as_fd(), cx.limits.peer_timeout);
+            let _ = stream::bound_silence(upstream, cx.limits.peer_timeout);
         }
     }
 
@@ -344,5 +366,20 @@ pub(super) fn cause(errno: Errno) -> Cause {
             Cause::Exhausted
         }
         _ => Cause::Unexpected,
+    }
+}
+
+impl From<Cause> for ConnectError {
+    fn from(cause: Cause) -> ConnectError {
+        match cause {
+            Cause::Refused => ConnectError::Refused,
+            // Seen when the RST comes before we have looked at the handshake's end.
+            Cause::Reset | Cause::BrokenPipe => ConnectError::Reset,
+            Cause::TimedOut => ConnectError::Timeout,
+            Cause::Unreachable => ConnectError::Unreachable,
+            Cause::NoPort => ConnectError::PortsExhausted,
+            Cause::Exhausted => ConnectError::DescriptorLimit,
+            Cause::Unexpected => ConnectError::LocalError,
+        }
     }
 }

@@ -15,7 +15,7 @@ use crate::sys::stream;
 use crate::uring::{Backlog, Completion, MAX_PIECES, Owner, Payload, Ring};
 use crate::worker::cx::Cx;
 use crate::worker::local::Local;
-use crate::worker::session::{Session, cause};
+use crate::worker::session::{Done, Outcome, Session, cause};
 
 /// Completions that one connection acts upon in one go.
 const WORK_PER_TURN: u32 = 16;
@@ -32,28 +32,6 @@ pub(super) struct Connection {
     pub(super) quiescing: bool,
     /// Whose completions are looked at first; alternates.
     first: Side,
-}
-
-/// What a turn left behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// Nothing can be done until something completes.
-    Waits,
-    /// It has had its share of the turn.
-    HasMore,
-    /// It is over; every socket is closed, or will be before the worker sleeps.
-    Closed(CloseReason),
-}
-
-/// What became of an action.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Done {
-    /// A completion will tell, or nothing has to.
-    Waits,
-    /// It has completed at once.
-    Completed(Event),
-    /// It was the last.
-    Closed(CloseReason),
 }
 
 impl Connection {
@@ -144,7 +122,7 @@ impl Connection {
 
     /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        let upstream = self.lanes[Side::Upstream.index()].socket.as_ref();
+        let upstream = self.lanes[Side::Upstream.index()].socket();
         self.session.timer_came(cx, upstream);
         let event = match self.session.is_dialling() {
             true => self.next_of_dial(cx),
@@ -391,13 +369,13 @@ impl Connection {
     }
 
     fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) -> Option<Event> {
-        let socket = self.lanes[side.index()].socket.as_ref();
+        let socket = self.lanes[side.index()].socket();
         self.session.await_flush(cx, key, side, socket)
     }
 
     fn poll_flush(&mut self) -> Option<Event> {
         let side = self.session.flushes()?;
-        let socket = self.lanes[side.index()].socket.as_ref();
+        let socket = self.lanes[side.index()].socket();
         self.session.poll_flush(socket)
     }
 

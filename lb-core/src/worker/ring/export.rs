@@ -6,7 +6,7 @@
 use std::os::fd::AsFd;
 
 use super::Io;
-use super::connection::{Connection, Done, Outcome};
+use super::connection::Connection;
 use super::lane::{End, Lane, Receiving};
 use crate::conn::{Actions, Event, Side};
 use crate::slab::Key;
@@ -14,7 +14,7 @@ use crate::time::Time;
 use crate::uring::{Backlog, Owner, Ring};
 use crate::worker::cx::Cx;
 use crate::worker::export::{Exported, ExportedEnd};
-use crate::worker::session::Session;
+use crate::worker::session::{Done, Outcome, Session};
 
 impl Connection {
     /// Begins nothing any more, and ends what is under way. To be repeated until that has worked:

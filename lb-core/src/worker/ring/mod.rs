@@ -28,6 +28,7 @@ use super::descriptors::{Accepted, Use};
 use super::export::Exported;
 use super::local::Local;
 use super::pipes::Bulk;
+use super::session::Outcome;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
 use crate::slab::{Key, Slab};
@@ -35,7 +36,7 @@ use crate::stats::CloseReason;
 use crate::sys::clock;
 use crate::time::Time;
 use crate::uring::{Completion, Counts, Got, Owner, Payload, Ring};
-use connection::{Connection, Outcome};
+use connection::Connection;
 
 /// Callers taken from one listener before the others have their turn.
 const ACCEPTS_PER_TURN: usize = 32;

@@ -3,104 +3,55 @@
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Duration;
 
 use super::backlog::Fresh;
-use super::dial::Dial;
 use super::end::{End, RECEIVE_SIZE};
-use super::flush::Flush;
-use crate::conn::{Action, Actions, Conn, Event, Side, Timeouts};
+use crate::conn::{Action, Actions, Event, Side, Timeouts};
 use crate::slab::Key;
 use crate::stats::CloseReason;
 use crate::sys::epoll::{Interest, Readiness};
 use crate::sys::{socket, stream};
-use crate::time::Time;
-use crate::timer::TimerId;
 use crate::worker::cx::Cx;
 use crate::worker::export::{Exported, ExportedEnd};
-use crate::worker::local::{Claim, Local};
+use crate::worker::local::Local;
+use crate::worker::session::{Done, Outcome, Session};
 use crate::worker::token::{Kind, Token};
 
 /// Receives of [`RECEIVE_SIZE`], and sends of what had waited, of one connection in one go: 1 MiB
 /// at the most, some 0.2 ms. What is left waits for the others' turn.
 pub(super) const WORK_PER_TURN: u32 = 16;
 
-/// A connection and its two sockets. An idle one has no buffer and, once connected, no [`Dial`].
+/// A connection and its two sockets. An idle one has no buffer.
 #[derive(Debug)]
 pub(super) struct Connection {
-    machine: Conn,
+    pub(super) session: Session,
     pub(super) ends: [End; 2],
-    pub(super) local: Rc<Local>,
-    /// Counts as active at its backend.
-    pub(super) claim: Option<Claim>,
-    pub(super) dial: Option<Box<Dial>>,
-    /// A send queue that is to become empty.
-    pub(super) flush: Option<Box<Flush>>,
-    pub(super) timer: Option<TimerId>,
-    /// When the machine wants its timer.
-    pub(super) deadline: Time,
-    /// An action that completed while it was carried out; `None` between calls.
-    pub(super) next: Option<Event>,
     /// It stands in the list of those with work left over.
     pub(super) is_queued: bool,
-    /// The kernel gives up a silent backend.
-    is_bounded: bool,
     /// Whose operations are tried first; alternates.
     first: Side,
 }
 
-/// What a turn left behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// Nothing can be done until an event.
-    Waits,
-    /// It has had its share of the turn.
-    HasMore,
-    /// It is over; every socket is closed.
-    Closed(CloseReason),
-}
-
 impl Connection {
     pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
-        Connection {
-            machine: Conn::new(timeouts),
-            ends: [
-                End::new(Side::Downstream, Some(socket)),
-                End::new(Side::Upstream, None),
-            ],
-            ..Connection::new_at(Rc::clone(local))
-        }
+        let ends = [
+            End::new(Side::Downstream, Some(socket)),
+            End::new(Side::Upstream, None),
+        ];
+        Connection::with(Session::new(local, timeouts), ends)
     }
 
-    /// One without sockets.
-    fn new_at(local: Rc<Local>) -> Connection {
-        let none = Duration::ZERO;
+    fn with(session: Session, ends: [End; 2]) -> Connection {
         Connection {
-            machine: Conn::new(Timeouts::new(none, none, none, none)),
-            ends: Side::BOTH.map(|side| End::new(side, None)),
-            local,
-            claim: None,
-            dial: None,
-            flush: None,
-            timer: None,
-            deadline: NEVER,
-            next: None,
+            session,
+            ends,
             is_queued: false,
-            is_bounded: false,
             first: Side::Downstream,
         }
     }
 
-    /// Is nothing of it under way but receives and sends?
-    pub(super) fn can_be_exported(&self) -> bool {
-        self.machine.is_relaying() && self.dial.is_none() && self.flush.is_none()
-    }
-
     /// Gives everything up; `None` if it was over already.
     pub(super) fn export(mut self, cx: &mut Cx) -> Option<Exported> {
-        if let Some(id) = self.timer.take() {
-            cx.timers.cancel(id);
-        }
         let waiting = self.ends.each_mut().map(End::take_waiting);
         let sockets = self.ends.each_mut().map(End::take);
         let ([Some(client), Some(backend)], [Ok(to_client), Ok(to_backend)]) = (sockets, waiting)
@@ -110,10 +61,11 @@ impl Connection {
         cx.unwatch(client.as_fd());
         cx.unwatch(backend.as_fd());
         let ends = [(client, to_backend), (backend, to_client)];
+        let (machine, local, claim) = self.session.export(cx);
         Some(Exported {
-            machine: self.machine,
-            local: self.local,
-            claim: self.claim,
+            machine,
+            local,
+            claim,
             ends: ends.map(|(socket, unsent)| ExportedEnd { socket, unsent }),
         })
     }
@@ -130,12 +82,7 @@ impl Connection {
             End::adopted(Side::Downstream, client.socket, &backend.unsent),
             End::adopted(Side::Upstream, backend.socket, &client.unsent),
         ];
-        Connection {
-            machine,
-            ends,
-            claim,
-            ..Connection::new_at(local)
-        }
+        Connection::with(Session::adopted(machine, local, claim), ends)
     }
 
     /// Goes on with it.
@@ -153,11 +100,10 @@ impl Connection {
             }
         }
         let mut out = Actions::new();
-        self.machine.resume(&mut out);
+        self.session.machine.resume(&mut out);
         for action in out.as_slice() {
-            if let Some(reason) = self.act(cx, key, *action, &mut Fresh::None) {
-                return Outcome::Closed(reason);
-            }
+            let done = self.act(cx, key, *action, &mut Fresh::None);
+            debug_assert_eq!(done, Done::Waits, "nothing here completes at once");
         }
         self.run(cx, key)
     }
@@ -181,7 +127,7 @@ impl Connection {
             }
             return Outcome::Closed(CloseReason::LocalError);
         }
-        self.dial = Some(Box::new(Dial::new(client)));
+        self.session.begin_dial(client);
         self.go(cx, key, Event::Accepted { denied: false })
     }
 
@@ -192,12 +138,11 @@ impl Connection {
 
     /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        self.timer = None;
-        self.deadline = NEVER;
-        self.bound_silence(cx);
-        let event = match self.dial {
-            Some(_) => self.late_of_dial(cx),
-            None => self.poll_flush(),
+        let upstream = self.ends[Side::Upstream.index()].socket();
+        self.session.timer_came(cx, upstream);
+        let event = match self.session.is_dialling() {
+            true => self.late_of_dial(cx),
+            false => self.poll_flush(),
         };
         if let Some(event) = event
             && let Some(reason) = self.apply(cx, key, event, Fresh::None)
@@ -205,20 +150,6 @@ impl Connection {
             return Outcome::Closed(reason);
         }
         self.go(cx, key, Event::Timer)
-    }
-
-    /// Has the kernel give up a backend that falls silent (an accepted socket has that from its
-    /// listener). It takes four system calls, so a connection that ends before its first timer is
-    /// spared them: that of its connect, which the machine leaves armed.
-    fn bound_silence(&mut self, cx: &Cx) {
-        if self.dial.is_none()
-            && !self.is_bounded
-            && let Some(socket) = self.ends[Side::Upstream.index()].socket()
-        {
-            // No error that a TCP socket gives: the timeout was checked when the plane started.
-            let _ = stream::bound_silence(socket, cx.limits.peer_timeout);
-            self.is_bounded = true;
-        }
     }
 
     /// Ends it now.
@@ -260,15 +191,19 @@ impl Connection {
     ) -> Option<CloseReason> {
         let mut event = Some(event);
         let mut out = Actions::new();
+        // An action that completed while it was carried out.
+        let mut next = None;
         while let Some(happened) = event {
             out.clear();
-            self.machine.step(cx.now, happened, &mut out);
+            self.session.machine.step(cx.now, happened, &mut out);
             for action in useful(out.as_slice()) {
-                if let Some(reason) = self.act(cx, key, *action, &mut fresh) {
-                    return Some(reason);
+                match self.act(cx, key, *action, &mut fresh) {
+                    Done::Waits => {}
+                    Done::Completed(event) => next = Some(event),
+                    Done::Closed(reason) => return Some(reason),
                 }
             }
-            event = self.next.take();
+            event = next.take();
         }
         None
     }
@@ -276,7 +211,7 @@ impl Connection {
     /// The next operation that can complete. What a receive brings is sent, or kept in a backlog,
     /// by the very next action.
     fn next_completion(&mut self, cx: &mut Cx) -> Option<(Event, Fresh)> {
-        if self.dial.is_some() {
+        if self.session.is_dialling() {
             return self.next_of_dial(cx).map(without_bytes);
         }
         self.first = self.first.peer();
@@ -286,13 +221,13 @@ impl Connection {
                 return Some(without_bytes(event));
             }
             if let Some((event, fresh)) = end.receive(cx) {
-                self.count(event);
+                self.session.count(event);
                 return Some((event, fresh));
             }
             // While more is received, or what was received waits, the receives come upon the
             // error in its place: after the bytes and the FIN that preceded it.
             let still_read = end.receiving || self.ends[side.peer().index()].sending;
-            if (!still_read || self.is_flushing(side))
+            if (!still_read || self.session.flushes() == Some(side))
                 && let Some(event) = self.ends[side.index()].reported()
             {
                 return Some(without_bytes(event));
@@ -301,71 +236,71 @@ impl Connection {
         None
     }
 
-    fn count(&self, event: Event) {
-        if let Event::Received { side, n } = event {
-            let counter = match side {
-                Side::Downstream => &self.local.counters.bytes_downstream,
-                Side::Upstream => &self.local.counters.bytes_upstream,
-            };
-            counter.add(n.into());
-        }
-    }
-
-    /// Carries out one action; the reason, if it was the last.
-    fn act(
-        &mut self,
-        cx: &mut Cx,
-        key: Key,
-        action: Action,
-        fresh: &mut Fresh,
-    ) -> Option<CloseReason> {
-        match action {
-            Action::Pick { .. } => self.next = Some(self.pick(cx)),
-            Action::Connect => self.next = self.connect(cx, key),
-            Action::CloseUpstream => self.close_upstream(cx),
-            Action::Receive { side } => self.ends[side.index()].receiving = true,
+    /// Carries out one action. `fresh` was just received.
+    fn act(&mut self, cx: &mut Cx, key: Key, action: Action, fresh: &mut Fresh) -> Done {
+        let completed = match action {
+            Action::Pick { .. } => Some(self.session.pick(cx)),
+            Action::Connect => self.connect(cx, key),
             Action::Send { side } => self.send(cx, side, std::mem::take(fresh)),
+            Action::AwaitFlush { side } => {
+                let socket = self.ends[side.index()].socket();
+                self.session.await_flush(cx, key, side, socket)
+            }
+            Action::CloseUpstream => {
+                self.close_upstream(cx);
+                None
+            }
+            Action::Receive { side } => {
+                self.ends[side.index()].receiving = true;
+                None
+            }
             Action::Shutdown { side } => {
                 if let Some(socket) = self.ends[side.index()].socket() {
                     stream::shutdown_write(socket);
                 }
+                None
             }
-            Action::AwaitFlush { side } => self.await_flush(cx, key, side),
             Action::Reset { side } => {
                 if let Some(socket) = self.ends[side.index()].take() {
                     socket::reset(socket);
                 }
+                None
             }
-            Action::Arm(at) => {
-                self.deadline = at;
-                self.set_timer(cx, key);
+            Action::Arm(_) => {
+                self.session.arm(cx, key);
+                None
             }
             Action::Close(reason) => {
                 self.close(cx);
-                return Some(reason);
+                return Done::Closed(reason);
             }
-        }
-        None
+        };
+        completed.map_or(Done::Waits, Done::Completed)
     }
 
-    fn send(&mut self, cx: &mut Cx, side: Side, fresh: Fresh) {
+    fn send(&mut self, cx: &mut Cx, side: Side, fresh: Fresh) -> Option<Event> {
         let end = &mut self.ends[side.index()];
         match fresh {
             // What waits already.
-            Fresh::None => end.sending = true,
-            Fresh::Copied(n) => self.next = end.send_fresh(&cx.scratch[..n]),
-            Fresh::Piped(bulk) => self.next = end.send_piped(cx, bulk),
+            Fresh::None => {
+                end.sending = true;
+                None
+            }
+            Fresh::Copied(n) => end.send_fresh(&cx.scratch[..n]),
+            Fresh::Piped(bulk) => end.send_piped(cx, bulk),
         }
     }
 
+    fn poll_flush(&mut self) -> Option<Event> {
+        let side = self.session.flushes()?;
+        self.session.poll_flush(self.ends[side.index()].socket())
+    }
+
     fn close(&mut self, cx: &mut Cx) {
-        if let Some(id) = self.timer.take() {
-            cx.timers.cancel(id);
-        }
+        self.session.end(cx);
         for end in &mut self.ends {
             drop(end.take());
         }
-        self.claim = None;
     }
 }
 
@@ -391,5 +326,3 @@ fn work(event: Event) -> u32 {
         _ => 1,
     }
 }
-
-pub(super) const NEVER: Time = Time::from_micros(u64::MAX);

@@ -7,12 +7,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::backlog::{Backlog, Fresh};
-use crate::conn::{Cause, Event, Operation, Side};
+use crate::conn::{Event, Operation, Side};
 use crate::sys::epoll::Readiness;
 use crate::sys::stream;
 use crate::worker::cx::Cx;
 use crate::worker::pace::Pace;
 use crate::worker::pipes::{Bulk, Filled, Pipes};
+use crate::worker::session::cause;
 
 /// The most that one copying receive takes, and so the most that ever waits for a slow receiver:
 /// per direction, in our memory, beside the kernel's own buffers.
@@ -329,27 +330,5 @@ impl End {
             operation,
             cause: cause(errno),
         }
-    }
-}
-
-/// What an error of a TCP socket means (tcp(7), connect(2), ip(7)).
-pub(super) fn cause(errno: Errno) -> Cause {
-    match errno {
-        Errno::CONNREFUSED => Cause::Refused,
-        Errno::CONNRESET | Errno::CONNABORTED => Cause::Reset,
-        Errno::PIPE => Cause::BrokenPipe,
-        Errno::TIMEDOUT => Cause::TimedOut,
-        Errno::HOSTUNREACH
-        | Errno::NETUNREACH
-        | Errno::NETDOWN
-        | Errno::HOSTDOWN
-        | Errno::ACCESS
-        | Errno::PERM => Cause::Unreachable,
-        Errno::ADDRNOTAVAIL | Errno::ADDRINUSE | Errno::AGAIN => Cause::NoPort,
-        // ENOSPC is fs.epoll.max_user_watches.
-        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC => {
-            Cause::Exhausted
-        }
-        _ => Cause::Unexpected,
     }
 }

@@ -13,7 +13,6 @@ mod backlog;
 mod connection;
 mod dial;
 mod end;
-mod flush;
 #[cfg(test)]
 mod tests;
 
@@ -27,13 +26,14 @@ use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
 use super::export::Exported;
 use super::local::Local;
+use super::session::Outcome;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
 use crate::plane::Limits;
 use crate::slab::{Key, Slab};
 use crate::sys::clock;
 use crate::sys::epoll::Readiness;
-use connection::{Connection, Outcome};
+use connection::Connection;
 
 /// Callers taken from one listener before the others have their turn.
 const ACCEPTS_PER_TURN: usize = 32;
@@ -153,7 +153,7 @@ impl Tcp {
     pub(crate) fn export(&mut self, cx: &mut Cx, key: Key) -> Option<Exported> {
         self.connections
             .get(key)
-            .filter(|connection| connection.can_be_exported())?;
+            .filter(|connection| connection.session.can_be_exported())?;
         let exported = self.connections.remove(key)?.export(cx);
         cx.counters.connections_active.sub(1);
         cx.descriptors.give(Use::Connection);
@@ -202,7 +202,7 @@ impl Tcp {
                 }
             }
             Outcome::Closed(reason) => {
-                let counters = &connection.local.counters;
+                let counters = &connection.session.local.counters;
                 counters.closed(reason).add(1);
                 counters.connections_active.sub(1);
                 cx.counters.connections_active.sub(1);
