@@ -221,6 +221,16 @@ impl Bulk {
     }
 }
 
+/// What a send's error means on a socket whose last splice was cut short. EPIPE, which says "reset
+/// after its FIN" of a socket that nothing was hidden from, may there be a reset whose error the
+/// splice took: it is one, for a reset must not become a FIN.
+pub(crate) fn told(errno: Errno, cut_short: bool) -> Errno {
+    match errno {
+        Errno::PIPE if cut_short => Errno::CONNRESET,
+        errno => errno,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};

@@ -15,7 +15,7 @@ use crate::slab::Key;
 use crate::sys::stream;
 use crate::uring::{Backlog, Owner, Payload, Readable};
 use crate::worker::cx::Cx;
-use crate::worker::pipes::{Bulk, Filled, Kept};
+use crate::worker::pipes::{self, Bulk, Filled, Kept};
 use crate::worker::session::cause;
 
 /// The most that is copied at once where there is no pipe to be had: as much as waits for one slow
@@ -137,9 +137,15 @@ impl Connection {
         let socket = self.lanes[from.peer().index()].socket()?;
         let bytes = &cx.scratch[..n];
         let n = match stream::transmit(socket, bytes) {
-            Ok(n) => n,
+            Ok(n) => {
+                self.lanes[from.index()].cut_short = false;
+                n
+            }
             Err(Errno::AGAIN) => 0,
-            Err(errno) => return Some(failed(from.peer(), errno)),
+            Err(errno) => {
+                let errno = pipes::told(errno, self.lanes[from.index()].cut_short);
+                return Some(failed(from.peer(), errno));
+            }
         };
         if n < bytes.len() {
             let owner = Owner { key, side: from };
@@ -182,11 +188,16 @@ impl Connection {
         let Some(socket) = self.lanes[to.index()].socket() else {
             return Err(failed(to, Errno::PIPE));
         };
-        match bulk.drain(socket) {
-            Ok(n) => Ok((n as u32, bulk)),
+        let result = bulk.drain(socket);
+        let lane = &mut self.lanes[from.index()];
+        match result {
+            Ok(n) => {
+                lane.cut_short = bulk.held() > 0;
+                Ok((n as u32, bulk))
+            }
             Err(Errno::AGAIN) => Ok((0, bulk)),
             // Nobody will have them: the pipe is closed, not pooled.
-            Err(errno) => Err(failed(to, errno)),
+            Err(errno) => Err(failed(to, pipes::told(errno, lane.cut_short))),
         }
     }
 

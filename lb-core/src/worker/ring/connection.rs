@@ -15,6 +15,7 @@ use crate::sys::stream;
 use crate::uring::{Backlog, Completion, MAX_PIECES, Owner, Payload, Ring};
 use crate::worker::cx::Cx;
 use crate::worker::local::Local;
+use crate::worker::pipes;
 use crate::worker::session::{Done, Outcome, Session, cause};
 
 /// Completions that one connection acts upon in one go.
@@ -96,6 +97,7 @@ impl Connection {
                     lane.keep(&mut io.ring, from, rest);
                 }
                 lane.sent = Some(Ok(n));
+                lane.cut_short = false;
             }
             // The send of provided buffers does not wait; one of our own memory does.
             Err(Errno::AGAIN | Errno::INTR | Errno::CANCELED) => {
@@ -115,7 +117,7 @@ impl Connection {
             }
             Err(errno) => {
                 io.ring.discard(rest);
-                lane.sent = Some(Err(errno));
+                lane.sent = Some(Err(pipes::told(errno, lane.cut_short)));
             }
         }
     }

@@ -98,6 +98,9 @@ pub(super) struct Lane {
     pub(super) writable: bool,
     /// A send of what waits in a pipe is outstanding.
     pub(super) draining: bool,
+    /// The last splice of what came from this socket moved less than there was: if an error ended
+    /// it, the kernel has told nobody.
+    pub(super) cut_short: bool,
 }
 
 impl Lane {
@@ -120,6 +123,7 @@ impl Lane {
             polls_out: false,
             writable: false,
             draining: false,
+            cut_short: false,
         }
     }
 

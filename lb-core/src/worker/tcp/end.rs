@@ -12,7 +12,7 @@ use crate::sys::epoll::Readiness;
 use crate::sys::stream;
 use crate::worker::cx::Cx;
 use crate::worker::pace::Pace;
-use crate::worker::pipes::{Bulk, Filled, Pipes};
+use crate::worker::pipes::{self, Bulk, Filled, Pipes};
 use crate::worker::session::cause;
 
 /// The most that one copying receive takes, and so the most that ever waits for a slow receiver:
@@ -37,6 +37,9 @@ pub(super) struct End {
     pub(super) receiving: bool,
     /// A send of what waits for this socket is outstanding.
     pub(super) sending: bool,
+    /// The last splice to it moved less than there was: if an error ended it, the kernel has told
+    /// nobody (splice(2) says how much it moved, and forgets why no more).
+    cut_short: bool,
     /// How what comes from this socket has come of late.
     pace: Pace,
     /// What waits for this socket. Boxed: an idle connection has none.
@@ -55,6 +58,7 @@ impl End {
             beyond: false,
             receiving: false,
             sending: false,
+            cut_short: false,
             pace: Pace::new(),
             backlog: None,
         }
@@ -282,13 +286,14 @@ impl End {
         match stream::transmit(socket, bytes) {
             Ok(n) => {
                 self.writable = n == bytes.len();
+                self.cut_short = false;
                 Ok(n)
             }
             Err(Errno::AGAIN) => {
                 self.writable = false;
                 Ok(0)
             }
-            Err(errno) => Err(errno),
+            Err(errno) => Err(pipes::told(errno, self.cut_short)),
         }
     }
 
@@ -299,12 +304,15 @@ impl End {
             return Ok(0);
         };
         match bulk.drain(socket) {
-            Ok(n) => Ok(n),
+            Ok(n) => {
+                self.cut_short = bulk.held() > 0;
+                Ok(n)
+            }
             Err(Errno::AGAIN) => {
                 self.writable = false;
                 Ok(0)
             }
-            Err(errno) => Err(errno),
+            Err(errno) => Err(pipes::told(errno, self.cut_short)),
         }
     }
 
@@ -329,6 +337,46 @@ impl End {
             side: self.side,
             operation,
             cause: cause(errno),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::conn::Cause;
+    use crate::sys::socket;
+
+    /// A socket whose peer has reset and whose error somebody took: a send says EPIPE then, as it
+    /// does after a FIN.
+    fn robbed() -> OwnedFd {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let own = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        socket::reset(listener.accept().expect("it called").0.into());
+        let own = OwnedFd::from(own);
+        for _ in 0..10_000 {
+            if stream::take_error(own.as_fd()).is_err() {
+                return own;
+            }
+            std::thread::yield_now();
+        }
+        panic!("no reset came");
+    }
+
+    #[test]
+    fn a_reset_that_a_splice_kept_to_itself_is_none_after_a_fin() {
+        for (cut_short, cause) in [(false, Cause::BrokenPipe), (true, Cause::Reset)] {
+            let mut end = End::new(Side::Upstream, Some(robbed()));
+            (end.writable, end.cut_short) = (true, cut_short);
+            let event = end.send_fresh(b"more").expect("it fails");
+            let failed = end.failed(Operation::SendOrWatch, Errno::PIPE);
+            let expected = match cause {
+                Cause::BrokenPipe => failed,
+                _ => end.failed(Operation::SendOrWatch, Errno::CONNRESET),
+            };
+            assert_eq!(event, expected, "cut short: {cut_short}");
         }
     }
 }
