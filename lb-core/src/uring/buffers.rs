@@ -86,7 +86,8 @@ unsafe impl Send for Buffers {}
 
 impl Buffers {
     /// `count` buffers, a power of two up to 32,768, of `size` bytes each, all of them the kernel's
-    /// once the ring is registered. Their memory is touched only by what is received.
+    /// once the ring is registered. The first page of each has its memory from the start, so that
+    /// no message waits for it; the others get theirs from what is received.
     pub(super) fn new(count: u16, size: u32) -> Buffers {
         assert!(count.is_power_of_two() && count <= 1 << 15 && size > 0);
         let (ring, data) = layouts(count, size);
@@ -107,6 +108,7 @@ impl Buffers {
             lent: 0,
         };
         for id in 0..count {
+            buffers.touch(id);
             buffers.push(id);
         }
         buffers.publish();
@@ -245,6 +247,14 @@ impl Buffers {
             to.extend_from_slice(piece);
         }
         self.give(chain);
+    }
+
+    /// Has the system give buffer `id` its first page.
+    fn touch(&mut self, id: u16) {
+        let start = usize::from(id) * self.size as usize;
+        // SAFETY: `start` is within the allocation of `count * size` bytes, and the buffer is not
+        // the kernel's yet. Volatile, or a zero over a zero would be none.
+        unsafe { self.data.as_ptr().add(start).write_volatile(0) }
     }
 
     /// Writes buffer `id` at the tail; the kernel sees it after [`Buffers::publish`].

@@ -103,8 +103,6 @@ pub(super) struct Session {
     /// Boxed: an idle connection has none.
     passing: Option<Box<Passing>>,
     timer: Option<TimerId>,
-    /// The kernel gives up a silent backend.
-    is_bounded: bool,
 }
 
 impl Session {
@@ -120,7 +118,6 @@ impl Session {
             claim,
             passing: None,
             timer: None,
-            is_bounded: false,
         }
     }
 
@@ -312,10 +309,16 @@ impl Session {
     /// The timer came. The first one is that of the connect: a connection that lives on has the
     /// kernel watch over its backend's silence from then on, and one that is over is spared four
     /// system calls.
-    pub(super) fn timer_came(&mut self, cx: &Cx, upstream: Option<BorrowedFd<'_>>) {
+    /// `is_bounded` is the driver's to keep: does the kernel watch?
+    pub(super) fn timer_came(
+        &mut self,
+        cx: &Cx,
+        upstream: Option<BorrowedFd<'_>>,
+        is_bounded: &mut bool,
+    ) {
         self.timer = None;
-        if let Some(upstream) = upstream.filter(|_| !self.is_bounded && !self.is_dialling()) {
-            self.is_bounded = true;
+        if let Some(upstream) = upstream.filter(|_| !*is_bounded && !self.is_dialling()) {
+            *is_bounded = true;
             // Only what cannot fail on a TCP socket.
             let _ = stream::bound_silence(upstream, cx.limits.peer_timeout);
         }

@@ -1,7 +1,9 @@
 //! Watches how many local ports are in use towards backends, and says so before there is none left.
 //!
 //! A look walks the kernel's whole table of sockets: 25 ms of CPU on a machine of 24 GB, however few
-//! there are. So it is taken seldom, on a thread of its own, and anew for who asks for metrics.
+//! there are, and more than half a second with tens of thousands in TIME_WAIT. So it is taken seldom,
+//! on a thread of its own, and anew for who asks for metrics; and not at the start, when clients that
+//! waited for us come all at once.
 
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
@@ -29,8 +31,10 @@ const LOW: f64 = 0.7;
 /// What a look found.
 #[derive(Debug)]
 pub struct Seen {
-    /// The ports in use; `None`: the kernel's books cannot be read.
+    /// The ports in use; `None`: the kernel's books cannot be read, or were not yet.
     pub used: Option<PortUse>,
+    /// It was a look, and not the time before the first.
+    looked: bool,
     /// Source addresses that are not on the machine.
     missing: Vec<IpAddr>,
     at: Instant,
@@ -39,16 +43,26 @@ pub struct Seen {
 }
 
 impl Seen {
-    fn look(sources: &[IpAddr]) -> Seen {
-        let before = cpu_time();
-        let used = PortUse::read(sources).ok();
+    /// Before the first look: the sources alone.
+    fn nothing(sources: &[IpAddr]) -> Seen {
         // Bound for a moment, to no port that anybody asks for.
         let is_missing = |source: &IpAddr| UdpSocket::bind((*source, 0)).is_err();
         Seen {
-            used,
+            used: None,
+            looked: false,
             missing: sources.iter().copied().filter(is_missing).collect(),
             at: Instant::now(),
+            cost: Duration::ZERO,
+        }
+    }
+
+    fn look(sources: &[IpAddr]) -> Seen {
+        let before = cpu_time();
+        Seen {
+            used: PortUse::read(sources).ok(),
+            looked: true,
             cost: cpu_time().saturating_sub(before),
+            ..Seen::nothing(sources)
         }
     }
 
@@ -59,10 +73,6 @@ impl Seen {
 
     /// How it stands.
     pub fn check(&self) -> Check {
-        let Some(used) = self.used else {
-            let message = "nobody knows how many are in use: /proc/net cannot be read";
-            return Check::warning("ports", message);
-        };
         if !self.missing.is_empty() {
             let missing: Vec<_> = self.missing.iter().map(IpAddr::to_string).collect();
             let message = format!(
@@ -71,6 +81,13 @@ impl Seen {
             );
             return Check::warning("ports", message);
         }
+        let Some(used) = self.used else {
+            if !self.looked {
+                return Check::good("ports", "not counted yet");
+            }
+            let message = "nobody knows how many are in use: /proc/net cannot be read";
+            return Check::warning("ports", message);
+        };
         let text = text(&used);
         match share(&used) >= HIGH {
             true => Check::warning("ports", format!("{text}; {WAY_OUT}")),
@@ -106,9 +123,10 @@ pub struct Ports {
 }
 
 impl Ports {
-    /// Looks once. `sources` are where backends are dialled from; none: the kernel's choice.
+    /// `sources` are where backends are dialled from; none: the kernel's choice. Looks at nothing
+    /// but these yet.
     pub fn new(sources: Vec<IpAddr>) -> Arc<Ports> {
-        let seen = ArcSwap::from_pointee(Seen::look(&sources));
+        let seen = ArcSwap::from_pointee(Seen::nothing(&sources));
         Arc::new(Ports { sources, seen })
     }
 
@@ -120,7 +138,7 @@ impl Ports {
     /// The same, after another look if that one is old.
     pub fn fresh(&self) -> Arc<Seen> {
         let seen = self.seen();
-        match seen.at.elapsed() < seen.times(FRESH) {
+        match seen.looked && seen.at.elapsed() < seen.times(FRESH) {
             true => seen,
             false => self.look(),
         }
@@ -211,6 +229,7 @@ mod tests {
                 udp,
                 busiest: "10.2.0.11:80".parse().ok(),
             }),
+            looked: true,
             missing: Vec::new(),
             at: Instant::now(),
             cost: Duration::ZERO,

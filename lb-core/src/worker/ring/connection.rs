@@ -31,6 +31,8 @@ pub(super) struct Connection {
     pub(super) is_dirty: bool,
     /// It is to be given up: nothing more is begun.
     pub(super) quiescing: bool,
+    /// The kernel gives up a silent backend.
+    is_bounded: bool,
     /// Whose completions are looked at first; alternates.
     first: Side,
 }
@@ -47,6 +49,7 @@ impl Connection {
             lanes,
             is_dirty: false,
             quiescing: false,
+            is_bounded: false,
             first: Side::Downstream,
         }
     }
@@ -125,7 +128,7 @@ impl Connection {
     /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
         let upstream = self.lanes[Side::Upstream.index()].socket();
-        self.session.timer_came(cx, upstream);
+        self.session.timer_came(cx, upstream, &mut self.is_bounded);
         let event = match self.session.is_dialling() {
             true => self.next_of_dial(cx),
             false => self.poll_flush(),

@@ -28,6 +28,8 @@ pub(super) struct Connection {
     pub(super) ends: [End; 2],
     /// It stands in the list of those with work left over.
     pub(super) is_queued: bool,
+    /// The kernel gives up a silent backend.
+    is_bounded: bool,
     /// Whose operations are tried first; alternates.
     first: Side,
 }
@@ -46,6 +48,7 @@ impl Connection {
             session,
             ends,
             is_queued: false,
+            is_bounded: false,
             first: Side::Downstream,
         }
     }
@@ -139,7 +142,7 @@ impl Connection {
     /// The timer came: the machine's, or the one that looks at a send queue.
     pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
         let upstream = self.ends[Side::Upstream.index()].socket();
-        self.session.timer_came(cx, upstream);
+        self.session.timer_came(cx, upstream, &mut self.is_bounded);
         let event = match self.session.is_dialling() {
             true => self.late_of_dial(cx),
             false => self.poll_flush(),
