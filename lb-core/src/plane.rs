@@ -16,7 +16,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -226,19 +226,38 @@ impl Plane {
         limits: &Limits,
         driver: Driver,
     ) -> Result<(), StartError> {
-        let shared = &self.handle.0.shared;
         let cpus = process::allowed_cpus();
         let seed = RandomState::new();
-        for index in 0..shared.wakes.len() {
-            let seat = seat(shared, index, limits, &seed, driver).map_err(|source| {
-                StartError::Poller {
-                    worker: index,
-                    source,
+        for index in 0..self.handle.0.shared.wakes.len() {
+            let cpu = (pin && !cpus.is_empty()).then(|| cpus[index % cpus.len()]);
+            let shared = Arc::clone(&self.handle.0.shared);
+            let (limits, seed) = (limits.clone(), seed.clone());
+            let (seated, answer) = mpsc::sync_channel(1);
+            let thread = spawn(format!("lb-worker-{index}"), move || {
+                if let Some(cpu) = cpu {
+                    // Only speed is lost without it: a CPU that was taken off line since we asked.
+                    let _ = process::pin(cpu);
+                }
+                match seat(&shared, index, limits, &seed, driver) {
+                    Ok(seat) => {
+                        let _ = seated.send(Ok(()));
+                        drop((shared, seated));
+                        work(seat);
+                    }
+                    Err(error) => {
+                        let _ = seated.send(Err(error));
+                    }
                 }
             })?;
-            let cpu = (pin && !cpus.is_empty()).then(|| cpus[index % cpus.len()]);
-            let thread = spawn(format!("lb-worker-{index}"), move || work(seat, cpu))?;
             self.threads.push(thread);
+            let answer = answer.recv().unwrap_or_else(|_| {
+                let early = "its thread ended before it had begun";
+                Err(io::Error::other(early))
+            });
+            answer.map_err(|source| StartError::Poller {
+                worker: index,
+                source,
+            })?;
         }
         Ok(())
     }
@@ -432,11 +451,12 @@ fn shared(
     }))
 }
 
-/// What a worker needs of the kernel, taken before its thread starts.
+/// What a worker needs of the kernel, taken by its own thread: a ring belongs to the one that made
+/// it, which the kernel interrupts when the ring ends.
 fn seat(
     shared: &Arc<Shared>,
     index: usize,
-    limits: &Limits,
+    limits: Limits,
     seed: &RandomState,
     driver: Driver,
 ) -> io::Result<Seat> {
@@ -457,7 +477,7 @@ fn seat(
         poller,
         ring,
         descriptors: Descriptors::new(Arc::clone(&shared.counters), index)?,
-        limits: limits.clone(),
+        limits,
         seed: random(index as u64),
         selector_seed: random(u64::MAX) as u32,
     })
@@ -465,12 +485,8 @@ fn seat(
 
 /// The life of a worker's thread. A panic there is a bug of ours, and half a data plane is worse
 /// than none: the process ends, and whoever supervises it starts it anew.
-fn work(seat: Seat, cpu: Option<usize>) {
+fn work(seat: Seat) {
     let index = seat.index;
-    if let Some(cpu) = cpu {
-        // Only speed is lost without it: a CPU that was taken off line since we asked.
-        let _ = process::pin(cpu);
-    }
     if catch_unwind(AssertUnwindSafe(|| Worker::new(seat).run())).is_err() {
         // The panic's own message stands above this one.
         eprintln!("worker {index} panicked; this is a bug: the process aborts to be restarted");

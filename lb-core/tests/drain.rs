@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -141,4 +141,23 @@ fn drained_means_that_no_flow_is_left() {
     rig.handle.drain(Duration::from_secs(600));
     eventually("it is drained", || rig.handle.is_drained());
     assert_eq!(rig.handle.active(), (0, 0));
+}
+
+/// The kernel ends a ring behind its thread's back and by a signal: to threads of the plane alone.
+#[test]
+fn planes_that_come_and_go_interrupt_nobody() {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let wait = Some(Duration::from_millis(20));
+    socket.set_read_timeout(wait).expect("timeout");
+    for round in 0..30 {
+        let spec = spec(Protocol::Tcp, loopback(), &[tcp_echo()]);
+        let rig = Rig::start(1, &[spec]);
+        for _ in 0..2 {
+            let error = socket.recv(&mut [0]).expect_err("nobody sends");
+            assert_eq!(error.kind(), ErrorKind::WouldBlock, "round {round}");
+        }
+        rig.plane.stop();
+        let error = socket.recv(&mut [0]).expect_err("nobody sends");
+        assert_eq!(error.kind(), ErrorKind::WouldBlock, "round {round}");
+    }
 }

@@ -3,6 +3,8 @@
 //!
 //! `sys::probe` tries; all here but [`Probe::run`] is PURE.
 
+use std::thread;
+
 use rustix::io::Errno;
 
 use crate::sys::probe::{self as trial, Rings};
@@ -79,8 +81,18 @@ impl Probe {
     /// privilege.
     pub fn run() -> Probe {
         let host = Host::read();
+        // The kernel ends a ring some milliseconds after it was closed, by a signal to the thread that
+        // used it: one that is gone by then, or a system call of our caller would be interrupted.
+        let rings = thread::Builder::new()
+            .name("lb-probe".into())
+            .spawn(trial::rings)
+            .map(thread::JoinHandle::join);
+        let rings = match rings {
+            Ok(Ok(rings)) => rings,
+            Ok(Err(_)) | Err(_) => trial::rings(),
+        };
         Probe {
-            io_uring: host.of_rings(&trial::rings()),
+            io_uring: host.of_rings(&rings),
             optional: host.of_the_rest(),
         }
     }

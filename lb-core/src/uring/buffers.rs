@@ -81,9 +81,6 @@ pub(crate) struct Buffers {
     lent: u16,
 }
 
-// SAFETY: it owns the memory that its pointers lead to, which belongs to no thread.
-unsafe impl Send for Buffers {}
-
 impl Buffers {
     /// `count` buffers, a power of two up to 32,768, of `size` bytes each, all of them the kernel's
     /// once the ring is registered. The first page of each has its memory from the start, so that

@@ -73,10 +73,6 @@ pub(super) struct Message {
     pieces: [libc::iovec; MAX_PIECES],
 }
 
-// SAFETY: its pointers lead to itself and to provided buffers, which go wherever the ring goes that
-// owns both; nothing here belongs to a thread.
-unsafe impl Send for Message {}
-
 impl Message {
     /// The pieces of `chain`, which has at most [`MAX_PIECES`].
     fn new(buffers: &Buffers, chain: &Chain) -> Box<Message> {

@@ -93,7 +93,7 @@ pub(crate) struct Counts {
     pub(crate) cancels: u64,
 }
 
-/// One worker's ring. Set up anywhere, used by the thread that enables it alone.
+/// One worker's ring, used by the thread that made it alone.
 pub(crate) struct Ring {
     uring: IoUring,
     /// Freed only after the kernel has finished with them; see `drop`.
@@ -106,11 +106,10 @@ pub(crate) struct Ring {
     /// A multishot receive can be made to end by itself.
     pub(super) limits_receives: bool,
     pub(super) counts: Counts,
-    enabled: bool,
 }
 
 impl Ring {
-    /// A ring that does nothing until [enabled](Ring::enable).
+    /// A ring of the calling thread.
     ///
     /// # Errors
     /// Of io_uring_setup(2) and io_uring_register(2): EPERM and ENOSYS where it is forbidden or
@@ -122,7 +121,6 @@ impl Ring {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_submit_all()
-            .setup_r_disabled()
             .setup_cqsize(size.completions)
             .build(size.submissions)
             .map_err(step("io_uring_setup"))?;
@@ -136,7 +134,7 @@ impl Ring {
                 .register_buf_ring_with_flags(address, entries, GROUP, 0)
         }
         .map_err(step("IORING_REGISTER_PBUF_RING"))?;
-        Ok(Ring {
+        let mut ring = Ring {
             uring,
             buffers: ManuallyDrop::new(buffers),
             flights: ManuallyDrop::new(Flights::default()),
@@ -145,19 +143,9 @@ impl Ring {
             polls_readiness: false,
             limits_receives: true,
             counts: Counts::default(),
-            enabled: false,
-        })
-    }
-
-    /// Makes the calling thread the one that submits.
-    ///
-    /// # Errors
-    /// Of IORING_REGISTER_ENABLE_RINGS: none that could heal.
-    pub(crate) fn enable(&mut self) -> io::Result<()> {
-        self.uring.submitter().register_enable_rings()?;
-        self.enabled = true;
-        self.limits_receives = self.can_limit_receives()?;
-        Ok(())
+        };
+        ring.limits_receives = ring.can_limit_receives().map_err(step("recv"))?;
+        Ok(ring)
     }
 
     /// Tries a multishot receive with a limit, which Linux before 6.17 refuses with EINVAL.
@@ -280,11 +268,8 @@ impl Ring {
         }
     }
 
-    /// Is the calling code on the thread that may still submit?
+    /// Ends every operation; says whether the kernel has let go of all that it was lent.
     fn end(&mut self) -> bool {
-        if !self.enabled {
-            return true;
-        }
         let limit = Timespec::new().sec(END.as_secs());
         let all = CancelBuilder::any();
         let cancelled = self

@@ -151,11 +151,6 @@ impl Worker {
 
     /// Turns until told to stop.
     pub(crate) fn run(mut self) {
-        if let Some(ring) = self.drivers.ring()
-            && let Err(error) = ring.enable()
-        {
-            panic!("io_uring: {error}");
-        }
         let shared = Arc::clone(&self.shared);
         while !shared.stop.load(Ordering::Acquire) {
             let rang = self.wait();

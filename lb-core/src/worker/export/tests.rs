@@ -37,8 +37,7 @@ impl Worker {
     }
 
     fn ring() -> Worker {
-        let mut ring = RingTcp::new(Ring::new(Size::default()).expect("io_uring"));
-        ring.enable().expect("this thread's own");
+        let ring = RingTcp::new(Ring::new(Size::default()).expect("io_uring"));
         Worker::of(TcpDriver::Ring(Box::new(ring)))
     }
 

@@ -112,14 +112,6 @@ impl RingTcp {
         }
     }
 
-    /// Makes the calling thread the ring's own.
-    ///
-    /// # Errors
-    /// None that could heal.
-    pub(super) fn enable(&mut self) -> std::io::Result<()> {
-        self.io.ring.enable()
-    }
-
     /// Submits what the last turn asked for, sleeps until something completes, and takes it in.
     /// Says whether the epoll instance, which the ring polls, has events.
     ///
