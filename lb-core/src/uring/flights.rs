@@ -110,7 +110,7 @@ pub(super) enum Flight {
     Connect {
         owner: Owner,
         #[cfg_attr(not(test), expect(dead_code, reason = "held for the kernel, as above"))]
-        address: Box<SockAddr>,
+        address: Box<[u8]>,
     },
 }
 
@@ -169,8 +169,13 @@ impl Flights {
         owner: Owner,
         to: SocketAddr,
     ) -> (Key, *const libc::sockaddr, libc::socklen_t) {
-        let address = Box::new(SockAddr::from(to));
-        let (at, len) = (address.as_ptr(), address.len());
+        let storage = SockAddr::from(to);
+        let len = storage.len();
+        // SAFETY: the first `len` bytes of the storage, which lives to the end of this call.
+        let bytes = unsafe { std::slice::from_raw_parts(storage.as_ptr().cast(), len as usize) };
+        // Not the whole storage: thousands of connects may be under way at once.
+        let address: Box<[u8]> = bytes.into();
+        let at = address.as_ptr();
         let key = self.0.insert(Flight::Connect { owner, address });
         (key, at.cast(), len)
     }
@@ -278,7 +283,8 @@ mod tests {
         let Some(Flight::Connect { address, .. }) = flights.land(key) else {
             panic!("a connect");
         };
-        assert_eq!(address.as_socket(), Some(to));
+        let family = (libc::AF_INET as u16).to_ne_bytes();
+        assert_eq!(address[..8], [family[0], family[1], 0, 80, 192, 0, 2, 1]);
         assert_eq!(address.as_ptr().cast(), at);
     }
 }

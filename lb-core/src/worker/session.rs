@@ -51,6 +51,10 @@ impl Dial {
             picked = local.pick(cx, self.client, &self.tried);
         }
         let claim = picked?;
+        if self.tried.is_empty() {
+            // Mostly it stays with one, and thousands may dial at once.
+            self.tried.reserve_exact(1);
+        }
         self.tried.push(claim.address);
         Some((claim, self.round))
     }
