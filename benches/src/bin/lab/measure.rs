@@ -38,8 +38,8 @@ pub struct Sample {
     pub round: usize,
     /// In the row's unit.
     pub value: f64,
-    /// CPU of the load balancer's host in mode isolate, of all in mode spread: microseconds per
-    /// operation, or milliseconds per GiB.
+    /// CPU of the load balancer's host in mode isolate, of the load balancer's threads in mode
+    /// spread: microseconds per operation, or milliseconds per GiB. 0: not known.
     pub cpu_each: f64,
     /// How much of the CPU (of the load balancer's host; of all CPUs in mode spread) was in use.
     pub lb_used: f64,
@@ -143,11 +143,12 @@ impl Bench<'_> {
         }
         self.stop.sleep(self.warmup)?;
         let during = self.start_during(row, variant, running)?;
-        let before = Snapshot::take(self.meter, &load.counters, server);
+        let take = || Snapshot::take(self.meter, &load.counters, server, running.pid());
+        let before = take();
         load.counters.recording.store(true, Ordering::Relaxed);
         self.stop.sleep(self.time)?;
         load.counters.recording.store(false, Ordering::Relaxed);
-        let after = Snapshot::take(self.meter, &load.counters, server);
+        let after = take();
         end_during(during);
         running.check()?;
         let mut times = load.finish()?;
@@ -222,6 +223,8 @@ fn end_during(child: Option<Child>) {
 struct Snapshot {
     at: Instant,
     cpu: crate::meter::Reading,
+    /// What the load balancer's threads have run.
+    ran_ns: u64,
     ops: u64,
     bytes: u64,
     lost: u64,
@@ -229,11 +232,12 @@ struct Snapshot {
 }
 
 impl Snapshot {
-    fn take(meter: &Meter, counters: &Counters, server: &Server) -> Snapshot {
+    fn take(meter: &Meter, counters: &Counters, server: &Server, pid: Option<u32>) -> Snapshot {
         let sunk = server.sunk.load(Ordering::Relaxed);
         Snapshot {
             at: Instant::now(),
             cpu: meter.read(),
+            ran_ns: memory::ran_ns(pid),
             ops: counters.ops.load(Ordering::Relaxed),
             bytes: counters.bytes.load(Ordering::Relaxed) + sunk,
             lost: counters.lost.load(Ordering::Relaxed),
@@ -253,15 +257,13 @@ fn sample(
     let ops = (after.ops - before.ops) as f64;
     let bytes = (after.bytes - before.bytes) as f64;
     let used = after.cpu.used_since(&before.cpu);
-    let (lb_used, load_used, cpus) = match topology.mode {
-        Mode::Isolate => (used[LB_CPU], used[LOAD_CPU], 1.0),
+    let (lb_used, load_used, cpu_seconds) = match topology.mode {
+        Mode::Isolate => (used[LB_CPU], used[LOAD_CPU], used[LB_CPU] * seconds),
         Mode::Spread => {
-            let all = used.iter().sum::<f64>();
-            let mean = all / used.len() as f64;
-            (mean, mean, used.len() as f64)
+            let mean = used.iter().sum::<f64>() / used.len() as f64;
+            (mean, mean, (after.ran_ns - before.ran_ns) as f64 / 1e9)
         }
     };
-    let cpu_seconds = lb_used * cpus * seconds;
     let p50_us = f64::from(percentile(times, 50.0)) / 1e3;
     let p99_us = f64::from(percentile(times, 99.0)) / 1e3;
     let (value, cpu_each) = match row.metric {

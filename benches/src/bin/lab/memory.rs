@@ -19,6 +19,19 @@ pub fn ticks(pid: u32) -> u64 {
     ticks_of(&text)
 }
 
+/// What the threads of `pid` and of every process below it have run so far, in nanoseconds
+/// (/proc/PID/task/TID/schedstat), softirqs in their time included.
+pub fn ran_ns(pid: Option<u32>) -> u64 {
+    let threads = pid.into_iter().flat_map(tree).flat_map(|pid| {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+        tasks.into_iter().flatten().flatten()
+    });
+    threads
+        .filter_map(|task| fs::read_to_string(task.path().join("schedstat")).ok())
+        .filter_map(|text| text.split_whitespace().next()?.parse::<u64>().ok())
+        .sum()
+}
+
 fn ticks_of(stat: &str) -> u64 {
     // utime and stime are the 14th and 15th field, the third stands after the name.
     let rest = stat.rsplit(')').next().unwrap_or_default();
@@ -76,6 +89,18 @@ mod tests {
         let stat = "7 (a) b) S 1 2 3 4 5 6 7 8 9 10 30 12 13 14";
         assert_eq!(ticks_of(stat), 42);
         assert_eq!(ticks_of(""), 0);
+    }
+
+    #[test]
+    fn what_a_thread_runs_is_counted() {
+        let own = Some(std::process::id());
+        let before = ran_ns(own);
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < std::time::Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        assert!(before > 0 && ran_ns(own) > before);
+        assert_eq!(ran_ns(None), 0);
     }
 
     #[test]

@@ -100,8 +100,8 @@ fn mode_table(report: &Report, table: &Table) -> String {
             );
         }
         text.push('\n');
-        if table.mode == Mode::Isolate && row.metric != rows::Metric::Memory {
-            text += &cpu_line(&row, measured, &labels);
+        if row.metric != rows::Metric::Memory {
+            text += &cpu_line(table.mode, &row, measured, &labels);
         }
         for (what, count) in [
             ("lost", (|s| s.lost as f64) as fn(&Sample) -> f64),
@@ -163,12 +163,16 @@ fn times(ratio: &Ratio) -> String {
 }
 
 /// The CPU of each; a star where it was more than a tenth idle, so that the load was the limit.
-fn cpu_line(row: &Row, measured: &Measured, labels: &[&str]) -> String {
-    let mut text = format!("| &nbsp; LB CPU, {} |", cpu_unit(row));
+fn cpu_line(mode: Mode, row: &Row, measured: &Measured, labels: &[&str]) -> String {
+    let of = match mode {
+        Mode::Isolate => "LB CPU",
+        Mode::Spread => "LB threads",
+    };
+    let mut text = format!("| &nbsp; {of}, {} |", cpu_unit(row));
     for label in labels {
-        let figure = judge::median(measured, label, |s| s.cpu_each);
+        let figure = judge::median(measured, label, |s| s.cpu_each).filter(|&cpu| cpu > 0.0);
         let used = judge::median(measured, label, |s| s.lb_used);
-        let star = if used.is_some_and(|used| used < BUSY) {
+        let star = if mode == Mode::Isolate && used.is_some_and(|used| used < BUSY) {
             "*"
         } else {
             ""
