@@ -119,6 +119,7 @@ pub fn balancer(n: u32, endpoints: u32) -> LoadBalancer {
         }],
         algorithm: Algorithm::Consistent,
         affinity: None,
+        published: Vec::new(),
         sources: None,
         idle_timeout: None,
     }

@@ -38,6 +38,7 @@ pub mod control;
 pub mod load_balancer;
 pub mod measure;
 pub mod object;
+pub mod provider;
 mod publish;
 pub mod reason;
 pub mod source;

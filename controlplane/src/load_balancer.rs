@@ -57,6 +57,9 @@ pub struct LoadBalancer {
     pub created: Option<i64>,
     /// Where its addresses come from.
     pub addressing: Addressing,
+    /// What an API server remembers that it had: given back if it may have them and nobody has,
+    /// before anybody gets a new one.
+    pub published: Vec<IpAddr>,
     /// Its ports; (port, protocol) is unique among them.
     pub ports: Vec<Port>,
     /// How a backend is chosen.

@@ -235,8 +235,90 @@ pub struct Service {
     pub headless: bool,
     /// spec.ports.
     pub ports: Vec<ServicePort>,
-    /// status.loadBalancer.ingress[].ip, for re-adoption from an API server only.
-    pub status_addresses: Vec<IpAddr>,
+    /// What the API server keeps for the provider of its load balancer.
+    pub stored: Stored,
+}
+
+/// Our finalizer: on every Service that is or was ours.
+pub const FINALIZER: &str = "weir.dev/load-balancer";
+/// The standard one (KEP-980): on Services without a class beside it.
+pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+
+/// What an API server keeps in a Service for the provider of its load balancer; empty where files
+/// are read. Anybody may have written it: it decides what is written next, and who gets back an
+/// address, but never what is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// metadata.finalizers has [`FINALIZER`].
+    pub finalizer: bool,
+    /// And [`CLEANUP_FINALIZER`].
+    pub cleanup_finalizer: bool,
+    /// status.loadBalancer.ingress.
+    pub ingress: Vec<Ingress>,
+    /// Those of status.conditions that are of a type we write.
+    pub conditions: Vec<Condition>,
+    /// metadata.generation; 0 where there is none, as on API servers that do not count Services'.
+    pub generation: i64,
+}
+
+/// One entry of status.loadBalancer.ingress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// ip; `None` if it is none, or not an address.
+    pub ip: Option<IpAddr>,
+    /// hostname.
+    pub hostname: Option<Arc<str>>,
+    /// ipMode is Proxy.
+    pub proxied: bool,
+    /// ports.
+    pub ports: Vec<IngressPort>,
+}
+
+/// One entry of an ingress's ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IngressPort {
+    /// Its number.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: PortProtocol,
+    /// Why it is not served.
+    pub error: Option<Arc<str>>,
+}
+
+/// One of status.conditions (metav1.Condition).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// type.
+    pub kind: Arc<str>,
+    /// True, False or Unknown.
+    pub status: Arc<str>,
+    /// A word for why.
+    pub reason: Arc<str>,
+    /// And the text.
+    pub message: Arc<str>,
+    /// Of the object's generation.
+    pub observed_generation: i64,
+    /// lastTransitionTime as written.
+    pub since: Arc<str>,
+}
+
+impl Condition {
+    /// Does it say the same, whenever it was said?
+    pub fn says(&self, other: &Condition) -> bool {
+        let Condition {
+            kind,
+            status,
+            reason,
+            message,
+            observed_generation,
+            since: _,
+        } = self;
+        *kind == other.kind
+            && *status == other.status
+            && *reason == other.reason
+            && *message == other.message
+            && *observed_generation == other.observed_generation
+    }
 }
 
 /// addressType of a slice.

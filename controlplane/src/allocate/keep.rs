@@ -23,6 +23,8 @@ pub(super) struct Arrival {
     pub(super) member: Member,
     /// What it held, or what is recorded for it.
     pub(super) previous: Option<Entry>,
+    /// What an API server says it had.
+    pub(super) published: Vec<IpAddr>,
     /// Only its age is another.
     pub(super) asks_as_before: bool,
 }
@@ -72,18 +74,38 @@ impl Allocator {
                 }
             }
         }
-        for arrival in arrivals {
+        // What is recorded here comes before what anybody may have written there.
+        let (recorded, others): (Vec<_>, Vec<_>) = arrivals
+            .into_iter()
+            .partition(|arrival| arrival.previous.is_some());
+        for arrival in recorded.into_iter().chain(others) {
             let Arrival {
                 mut member,
                 previous,
+                published,
                 asks_as_before: _,
             } = arrival;
+            let previous = previous.or_else(|| self.adopted(&member, published));
             if let Some(previous) = previous {
                 self.keep_one(&mut member, &previous, turn);
             }
             turn.queue.insert(member.order.clone());
             self.members.insert(member.order.key.clone(), member);
         }
+    }
+
+    /// Published addresses as if they were recorded: those of a pool only.
+    fn adopted(&self, member: &Member, published: Vec<IpAddr>) -> Option<Entry> {
+        let pools = self.holdings.pools();
+        let published = published.into_iter().map(|address| address.to_canonical());
+        let addresses: Vec<_> = published
+            .filter(|address| pools.of(*address).is_some())
+            .collect();
+        (!addresses.is_empty()).then(|| Entry {
+            key: member.order.key.clone(),
+            pool: None,
+            addresses,
+        })
     }
 
     fn recall(&mut self, key: &Key, likeness: Likeness) -> Option<Entry> {

@@ -8,6 +8,8 @@
 //!    until the first complete list, the addresses of load balancers not yet seen are reserved.
 //! 2. Inside one batch those that hold or are recorded keep; then those that request an address
 //!    are served, then the rest, each by age (see [`Allocator::apply`]). Older wins.
+//!    Without either, the addresses that an API server says it had are given back to it where
+//!    nobody has them and a pool does.
 //! 3. A requested address comes from a pool, or not at all; no other is given instead. The
 //!    families of the Service that it requests nothing for are filled from the pools.
 //! 4. RequireDualStack is all or none. Otherwise the first family is a must, the other is given as
@@ -266,6 +268,7 @@ impl Allocator {
                 .collect(),
         };
         let known = self.members.get(&key);
+        let known_before = known.is_some();
         let age = self.age(&key, lb.created, known.map(|member| &member.order.age));
         let asks_as_before = known.is_some_and(|old| {
             old.wish == wish && old.claim.sharing == claim.sharing && old.claim.ports == claim.ports
@@ -292,6 +295,11 @@ impl Allocator {
         Some(Arrival {
             member,
             previous,
+            // What it holds already is the better answer.
+            published: match known_before {
+                true => Vec::new(),
+                false => lb.published.clone(),
+            },
             asks_as_before,
         })
     }

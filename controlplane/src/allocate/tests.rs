@@ -115,6 +115,7 @@ impl Ask {
             ports: self.ports.iter().copied().map(port).collect(),
             algorithm: Algorithm::default(),
             affinity: None,
+            published: Vec::new(),
             sources: None,
             idle_timeout: None,
         })

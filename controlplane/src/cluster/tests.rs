@@ -52,7 +52,7 @@ fn service_as(source: SourceId, name: &str, uid: &str, port: u16) -> Object {
             port: NonZeroU16::new(port).expect("tests use ports above 0"),
             node_port: None,
         }],
-        status_addresses: Vec::new(),
+        stored: crate::object::Stored::default(),
     }))
 }
 

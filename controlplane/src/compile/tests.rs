@@ -43,6 +43,7 @@ fn balancer(name: &str, created: Option<i64>, ports: Vec<Port>) -> LoadBalancer 
         ports,
         algorithm: Algorithm::Consistent,
         affinity: None,
+        published: Vec::new(),
         sources: None,
         idle_timeout: None,
     }

@@ -11,7 +11,7 @@ use crate::allocate::{Allocator, Record};
 use crate::cluster::Cluster;
 use crate::compile::Compiler;
 use crate::load_balancer::{EndpointCounts, LoadBalancer, Translation};
-use crate::object::{Event, Key, Kind, SourceId};
+use crate::object::{Event, Key, Kind, Service, SourceId};
 use crate::reason::Reason;
 use crate::status::{Front, Port, ServiceStatus, State, judge};
 use crate::translate::{Rules, translate};
@@ -90,6 +90,11 @@ impl Line {
     /// The key of the Service that is named as `key` is, whatever its uid.
     pub(super) fn named(&self, key: &Key) -> Option<&Key> {
         self.cluster.named(key)
+    }
+
+    /// The Service of exactly this key.
+    pub(super) fn service(&self, key: &Key) -> Option<&Arc<Service>> {
+        self.cluster.service(key)
     }
 
     /// The VIPs that are given out.

@@ -20,11 +20,13 @@ use crate::addresses::Own;
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
 use crate::object::{Event, Key, Kind, SourceId};
+use crate::provider::Intent;
 use crate::publish::Publisher;
 use crate::reason::{CONFIRM, Reason};
 use crate::source::scan::KINDS;
 use crate::source::{Level, Problem};
 use crate::status::{Front, ServiceStatus, Snapshot, Statuses};
+use crate::translate::is_ours;
 
 /// A burst is over when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(3);
@@ -287,7 +289,24 @@ impl Task<'_> {
             }
             self.voice.tell(key, status.as_ref());
             self.statuses.set(key, status);
+            self.hand_over(key);
         }
+    }
+
+    /// A Service of an API server: what became of it is written back.
+    fn hand_over(&self, key: &Key) {
+        let Some((source, outbox)) = &self.settings.provider else {
+            return;
+        };
+        if key.source != *source || key.kind != Kind::Service {
+            return;
+        }
+        let intent = self.line.service(key).map(|service| Intent {
+            ours: is_ours(service, &self.settings.rules),
+            service: Arc::clone(service),
+            status: self.statuses.of(key).cloned(),
+        });
+        outbox.put(key.clone(), intent);
     }
 
     /// What there is to say of a Service; one that never parsed is seen, and refused.

@@ -8,6 +8,7 @@
 mod node;
 mod service;
 mod slice;
+mod stored;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -70,8 +71,8 @@ pub fn object_from_value(
 }
 
 impl Reader {
-    /// A reader for objects of this source and cluster that leaves out a Service's status, as
-    /// files have none of their own.
+    /// A reader for objects of this source and cluster that leaves out a Service's finalizers and
+    /// status, as files have none of their own.
     pub fn new(source: SourceId, cluster: Arc<str>) -> Reader {
         let strings = HashSet::new();
         Reader {
@@ -82,7 +83,7 @@ impl Reader {
         }
     }
 
-    /// Reads a Service's status too: the addresses that an API server remembers for us.
+    /// Reads what an API server keeps for us too: finalizers and status.
     #[must_use]
     pub fn with_status(self) -> Reader {
         Reader {

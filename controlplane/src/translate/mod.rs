@@ -147,9 +147,22 @@ fn serve(
         algorithm: options::algorithm(service, ports.len() * families.len(), reasons),
         affinity: options::affinity(service),
         idle_timeout: options::idle_timeout(service, reasons),
+        published: published(service),
         addressing,
         ports,
     })
+}
+
+/// Is `service` ours to serve, as it stands? Whether it then can be is another question.
+pub(crate) fn is_ours(service: &Service, rules: &Rules) -> bool {
+    matches!(gate::admit(service, rules), Ok(Front::LoadBalancer))
+}
+
+/// The addresses that it had of us: without our finalizer somebody else wrote them.
+fn published(service: &Service) -> Vec<IpAddr> {
+    let stored = &service.stored;
+    let ingress = stored.ingress.iter().filter(|_| stored.finalizer);
+    ingress.filter_map(|entry| entry.ip).collect()
 }
 
 fn families_of(addressing: &Addressing) -> Vec<Family> {

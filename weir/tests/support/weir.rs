@@ -28,6 +28,7 @@ pub struct Start {
     env: Vec<(String, String)>,
     wrap: Vec<String>,
     stderr: Option<Stdio>,
+    serves_manifests: bool,
 }
 
 impl Weir {
@@ -46,6 +47,7 @@ impl Weir {
             env: Vec::new(),
             wrap: Vec::new(),
             stderr: None,
+            serves_manifests: true,
         }
     }
 
@@ -322,6 +324,7 @@ impl Weir {
             env: Vec::new(),
             wrap: Vec::new(),
             stderr: None,
+            serves_manifests: true,
         }
     }
 
@@ -425,6 +428,12 @@ impl Start {
         ])
     }
 
+    /// Its Services come from elsewhere.
+    pub fn without_manifests(mut self) -> Start {
+        self.serves_manifests = false;
+        self
+    }
+
     pub fn stderr(mut self, stderr: Stdio) -> Start {
         self.stderr = Some(stderr);
         self
@@ -472,7 +481,10 @@ impl Start {
         let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
         let mut words = std::mem::take(&mut self.wrap);
         words.push(env!("CARGO_BIN_EXE_weir").into());
-        words.extend(["serve".into(), "--manifests".into(), path("manifests")]);
+        words.push("serve".into());
+        if self.serves_manifests {
+            words.extend(["--manifests".into(), path("manifests")]);
+        }
         words.extend(["--admin".into(), format!("unix:{}", path("admin.sock"))]);
         words.extend(["--state-dir".into(), path("state")]);
         words.append(&mut self.args);

@@ -98,10 +98,8 @@ fn the_dump_of_a_normal_cluster_is_read_untouched() {
         1,
         "the last applied configuration is not kept"
     );
-    assert!(
-        checkout.status_addresses.is_empty(),
-        "a file's status is ignored"
-    );
+    let nothing = crate::object::Stored::default();
+    assert_eq!(checkout.stored, nothing, "a file's status is ignored");
     let location = checkout.meta.location.as_ref().expect("a file says where");
     let line = DUMP.lines().nth(location.line as usize - 1);
     assert_eq!((line, location.column), (Some("- apiVersion: v1"), 3));

@@ -1,9 +1,8 @@
 //! Services.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{MAX_STATUS_ADDRESSES, MAX_TEXT, Reader, non_empty, protocol};
+use super::{MAX_TEXT, Reader, non_empty, protocol};
 use crate::object::{Family, FamilyPolicy, Meta, Service, ServicePort, ServiceType, TrafficPolicy};
 use crate::source::field::{FieldError, Node};
 
@@ -75,7 +74,7 @@ impl Reader {
                 None => false,
             },
             ports: self.service_ports(&spec)?,
-            status_addresses: self.status_addresses(root)?,
+            stored: self.stored(root),
             meta,
         })
     }
@@ -98,29 +97,6 @@ impl Reader {
             });
         }
         Ok(read)
-    }
-
-    /// status.loadBalancer.ingress[].ip; what is no address is passed over, since we wrote it.
-    fn status_addresses(&self, root: &Node<'_>) -> Result<Vec<IpAddr>, FieldError> {
-        if !self.read_status {
-            return Ok(Vec::new());
-        }
-        let Some(status) = root.field("status")? else {
-            return Ok(Vec::new());
-        };
-        let Some(load_balancer) = status.field("loadBalancer")? else {
-            return Ok(Vec::new());
-        };
-        let Some(ingress) = load_balancer.field("ingress")? else {
-            return Ok(Vec::new());
-        };
-        let mut addresses = Vec::new();
-        for entry in ingress.entries(MAX_STATUS_ADDRESSES)? {
-            let address = entry.field("ip")?;
-            let text = address.map(|ip| ip.text(MAX_TEXT)).transpose()?;
-            addresses.extend(text.and_then(|text| text.parse::<IpAddr>().ok()));
-        }
-        Ok(addresses)
     }
 }
 

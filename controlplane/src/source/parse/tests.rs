@@ -191,20 +191,60 @@ fn annotations_that_no_rule_reads_are_dropped_whatever_their_size() {
     );
 }
 
-#[test]
-fn status_is_read_only_where_it_was_asked_for() {
-    let mut value = service(json!({"type": "LoadBalancer"}));
-    value["status"] =
-        json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "x"}, {"ip": "?"}]}});
-    assert!(good_service(&value).status_addresses.is_empty());
+/// A Service as an API server hands it out.
+fn stored(value: &Value) -> crate::object::Stored {
     let mut reader = Reader::new(SourceId(1), Arc::default()).with_status();
-    let Ok(Object::Service(web)) = reader.object(&value, None) else {
-        panic!("refused");
-    };
-    assert_eq!(
-        web.status_addresses,
-        ["192.0.2.1".parse::<IpAddr>().expect("an address")]
-    );
+    match reader.object(value, None) {
+        Ok(Object::Service(web)) => web.stored.clone(),
+        other => panic!("refused: {other:?}"),
+    }
+}
+
+#[test]
+fn what_an_api_server_keeps_is_read_only_where_it_was_asked_for() {
+    let mut value = service(json!({"type": "LoadBalancer"}));
+    value["metadata"]["finalizers"] = json!(["x/y", "weir.dev/load-balancer"]);
+    value["metadata"]["generation"] = json!(3);
+    value["status"] = json!({
+        "loadBalancer": {"ingress": [
+            {"ip": "192.0.2.1", "ipMode": "Proxy", "ports": [
+                {"port": 80, "protocol": "TCP"}, {"port": 9, "protocol": "SCTP", "error": "x/Y"}]},
+            {"hostname": "x"}, {"ip": "?"}]},
+        "conditions": [
+            {"type": "weir.dev/Serving", "status": "True", "reason": "Serving", "message": "m",
+             "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z"},
+            {"type": "example.com/Other", "status": "True"}]});
+    assert_eq!(good_service(&value).stored, crate::object::Stored::default());
+    let found = stored(&value);
+    assert!(found.finalizer && !found.cleanup_finalizer);
+    assert_eq!(found.generation, 3);
+    let ip = "192.0.2.1".parse::<IpAddr>().expect("an address");
+    let ips: Vec<_> = found.ingress.iter().map(|entry| entry.ip).collect();
+    assert_eq!(ips, [Some(ip), None, None]);
+    assert_eq!(found.ingress[1].hostname.as_deref(), Some("x"));
+    assert!(found.ingress[0].proxied && !found.ingress[1].proxied);
+    assert_eq!(found.ingress[0].ports.len(), 2);
+    assert_eq!(found.ingress[0].ports[1].error.as_deref(), Some("x/Y"));
+    assert_eq!(found.conditions.len(), 1, "others' are not kept");
+    assert_eq!(&*found.conditions[0].message, "m");
+}
+
+#[test]
+fn a_hostile_status_never_refuses_the_service() {
+    let long = "x".repeat(1 << 20);
+    for status in [
+        json!(7),
+        json!({"loadBalancer": []}),
+        json!({"loadBalancer": {"ingress": {}}}),
+        json!({"loadBalancer": {"ingress": [7, null, {"ip": 7, "ports": [{"port": 0}]}]}}),
+        json!({"conditions": [7, {"type": 7}, {"type": "weir.dev/Serving", "message": long}]}),
+        json!({"conditions": [{"type": "weir.dev/Serving", "observedGeneration": -1}]}),
+    ] {
+        let mut value = service(json!({"type": "LoadBalancer"}));
+        value["metadata"]["finalizers"] = json!([7, {"a": 1}, "weir.dev/load-balancer"]);
+        value["status"] = status;
+        assert!(stored(&value).finalizer);
+    }
 }
 
 #[test]

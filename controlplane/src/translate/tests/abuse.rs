@@ -27,7 +27,14 @@ fn offered(address: &str, rules: &Rules) -> (Vec<String>, Vec<Reason>) {
 #[test]
 fn s1_status_never_asks_for_an_address() {
     let mut hijack = service();
-    hijack.status_addresses = vec![ip("8.8.8.8"), ip("192.0.2.1")];
+    hijack.stored.ingress = ["8.8.8.8", "192.0.2.1"]
+        .map(|address| crate::object::Ingress {
+            ip: Some(ip(address)),
+            hostname: None,
+            proxied: true,
+            ports: Vec::new(),
+        })
+        .into();
     assert_eq!(run_healthy(&hijack), run_healthy(&service()));
 }
 

@@ -73,7 +73,7 @@ fn service() -> Service {
         ip_family_policy: FamilyPolicy::SingleStack,
         headless: false,
         ports: vec![port("", PortProtocol::Tcp, 80)],
-        status_addresses: Vec::new(),
+        stored: crate::object::Stored::default(),
     }
 }
 

@@ -1,0 +1,301 @@
+//! Does what `plan` says, one step of a Service at a time, and writes down its events. Thin I/O,
+//! on the connection's own runtime.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use serde_json::json;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use super::api::{Refusal, Write, send};
+use super::events::{self, Event, Story};
+use super::outbox::{Intent, Outbox};
+use super::patch::{Patch, STRATEGIC_MERGE, patch};
+use super::plan::{self, Step};
+use super::queue::Queue;
+use crate::measure::{self, Recorder};
+use crate::object::{Key, Object, Service};
+use crate::source::kubernetes::Connection;
+use crate::source::parse::Reader;
+
+/// Writes under way at once.
+const AT_ONCE: usize = 8;
+/// Events that wait to be written; more are dropped and counted.
+const EVENTS: usize = 1_024;
+/// Between two events, so that a list of 10,000 Services is no flood.
+const EVENT_PACE: Duration = Duration::from_millis(20);
+
+/// What the provider has to know.
+#[derive(Clone)]
+pub struct Settings {
+    /// The way to the API server.
+    pub connection: Connection,
+    /// What the control task hands over.
+    pub outbox: Outbox,
+    /// Who writes, for events: the host's name.
+    pub identity: Arc<str>,
+    /// Is it this process that writes?
+    pub leads: watch::Receiver<bool>,
+    /// Where counts go: the appliance's own, for the connection's threads have none.
+    pub recorder: Recorder,
+}
+
+/// Writes until it is dropped.
+pub async fn run(settings: Settings) {
+    let (record, recorded) = mpsc::channel(EVENTS);
+    let writer = tokio::spawn(write_events(settings.clone(), recorded));
+    let mut provider = Provider {
+        connection: settings.connection,
+        recorder: settings.recorder,
+        leads: *settings.leads.borrow(),
+        intents: BTreeMap::new(),
+        queue: Queue::default(),
+        story: Story::default(),
+        record,
+        writes: JoinSet::new(),
+        busy: BTreeSet::new(),
+    };
+    let _writer = AbortOnDrop(writer);
+    let mut leads = settings.leads;
+    loop {
+        let due = provider.queue.next();
+        let free = provider.writes.len() < AT_ONCE;
+        tokio::select! {
+            news = settings.outbox.take() => provider.take(news),
+            Ok(()) = leads.changed() => {
+                let now = *leads.borrow_and_update();
+                provider.lead(now);
+            }
+            Some(done) = provider.writes.join_next(), if !provider.writes.is_empty() => {
+                // A panic in a write is a bug that its own hook has reported.
+                if let Ok(done) = done {
+                    provider.done(done);
+                }
+            }
+            () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && free => {
+                provider.begin();
+            }
+        }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// An event and whose it is.
+type Told = (Arc<Service>, Event);
+
+struct Done {
+    key: Key,
+    step: Step,
+    result: Result<Option<Arc<Service>>, Refusal>,
+}
+
+struct Provider {
+    connection: Connection,
+    recorder: Recorder,
+    leads: bool,
+    intents: BTreeMap<Key, Intent>,
+    queue: Queue,
+    story: Story,
+    record: mpsc::Sender<Told>,
+    writes: JoinSet<Done>,
+    busy: BTreeSet<Key>,
+}
+
+impl Provider {
+    fn take(&mut self, news: BTreeMap<Key, Option<Intent>>) {
+        for (key, intent) in news {
+            match intent {
+                None => {
+                    self.intents.remove(&key);
+                    self.queue.forget(&key);
+                    self.story.forget(&key);
+                }
+                Some(intent) => {
+                    self.intents.insert(key.clone(), intent);
+                    self.look(&key);
+                }
+            }
+        }
+    }
+
+    /// Whoever leads sees to everything anew.
+    fn lead(&mut self, leads: bool) {
+        self.leads = leads;
+        if leads {
+            let keys: Vec<Key> = self.intents.keys().cloned().collect();
+            keys.iter().for_each(|key| self.look(key));
+        }
+    }
+
+    /// Something about `key` may have to be written.
+    fn look(&mut self, key: &Key) {
+        let Some(intent) = self.intents.get(key).filter(|_| self.leads) else {
+            return;
+        };
+        for event in self.story.next(intent) {
+            self.tell(&intent.service, event);
+        }
+        let urgent = match plan::next(intent) {
+            None => return,
+            Some(Step::Publish(status)) => status.ingress.is_some(),
+            Some(Step::Claim(_) | Step::Release(_)) => true,
+        };
+        self.queue.add(key, urgent, Instant::now());
+    }
+
+    /// Begins the write that has been due longest.
+    fn begin(&mut self) {
+        let Some(key) = self.queue.pop(Instant::now()) else {
+            return;
+        };
+        if !self.leads || self.busy.contains(&key) {
+            // Looked at again when that one is done.
+            return;
+        }
+        let Some((intent, step)) = self
+            .intents
+            .get(&key)
+            .and_then(|intent| Some((intent, plan::next(intent)?)))
+        else {
+            return;
+        };
+        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let patch = patch(&intent.service, &step, &now);
+        let connection = self.connection.clone();
+        self.busy.insert(key.clone());
+        self.writes.spawn(async move {
+            let result = write(&connection, &key, &patch).await;
+            Done { key, step, result }
+        });
+    }
+
+    fn tell(&self, service: &Arc<Service>, event: Event) {
+        if self.record.try_send((Arc::clone(service), event)).is_err() {
+            metrics::with_local_recorder(&*self.recorder, || measure::event("dropped"));
+        }
+    }
+
+    fn count(&self, result: &'static str) {
+        metrics::with_local_recorder(&*self.recorder, || measure::wrote(result));
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done { key, step, result } = done;
+        self.busy.remove(&key);
+        let now = Instant::now();
+        match result {
+            Ok(service) => {
+                self.count("ok");
+                self.queue.succeeded(&key, now);
+                if let (Some(intent), Some(service)) = (self.intents.get_mut(&key), service) {
+                    intent.service = Arc::clone(&service);
+                    if matches!(step, Step::Release(_)) {
+                        let event = self.story.released(&key);
+                        self.tell(&service, event);
+                    }
+                }
+                self.look(&key);
+            }
+            // The watch tells of it; until then there is nothing to do.
+            Err(Refusal::NotFound) => self.count("gone"),
+            Err(refusal) => {
+                self.count(match &refusal {
+                    Refusal::Conflict(_) => "conflict",
+                    Refusal::Forbidden(_) => "forbidden",
+                    Refusal::NotFound | Refusal::Other(_) => "error",
+                });
+                let pause = self.queue.failed(&key, now);
+                tracing::warn!(
+                    namespace = &*key.namespace,
+                    service = &*key.name,
+                    "cannot write to the API server, next try in {}s: {refusal}",
+                    pause.as_secs()
+                );
+                if let Some(intent) = self.intents.get(&key)
+                    && !matches!(refusal, Refusal::Conflict(_))
+                {
+                    self.tell(&intent.service, events::failed(&refusal.to_string()));
+                }
+            }
+        }
+    }
+}
+
+async fn write(
+    connection: &Connection,
+    key: &Key,
+    patch: &Patch,
+) -> Result<Option<Arc<Service>>, Refusal> {
+    let Patch { path, body } = patch;
+    let write = Write {
+        method: Method::PATCH,
+        path,
+        content: STRATEGIC_MERGE,
+        body,
+    };
+    let value = send(connection, write).await?;
+    let mut reader = Reader::new(key.source, Arc::clone(&key.cluster)).with_status();
+    Ok(match reader.object(&value, None) {
+        Ok(Object::Service(service)) if service.meta.key == *key => Some(service),
+        // The watch brings it.
+        _ => None,
+    })
+}
+
+async fn write_events(settings: Settings, mut events: mpsc::Receiver<Told>) {
+    while let Some((service, event)) = events.recv().await {
+        let key = &service.meta.key;
+        let path = format!("/api/v1/namespaces/{}/events", key.namespace);
+        let now = jiff::Timestamp::now();
+        let body = body_of(&service, &event, &settings.identity, now);
+        let write = Write {
+            method: Method::POST,
+            path: &path,
+            content: "application/json",
+            body: &body,
+        };
+        let result = match send(&settings.connection, write).await {
+            Ok(_) => "ok",
+            Err(refusal) => {
+                tracing::debug!(namespace = &*key.namespace, service = &*key.name, "event not written: {refusal}");
+                "failed"
+            }
+        };
+        metrics::with_local_recorder(&*settings.recorder, || measure::event(result));
+        tokio::time::sleep(EVENT_PACE).await;
+    }
+}
+
+fn body_of(service: &Service, event: &Event, identity: &str, now: jiff::Timestamp) -> serde_json::Value {
+    let key = &service.meta.key;
+    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    // As client-go names them. A name has 253 characters at most.
+    let name: String = key.name.chars().take(200).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": { "name": format!("{name}.{:x}", now.as_nanosecond()), "namespace": &*key.namespace },
+        "involvedObject": {
+            "apiVersion": "v1", "kind": "Service",
+            "namespace": &*key.namespace, "name": &*key.name, "uid": &*key.uid,
+        },
+        "type": if event.warning { "Warning" } else { "Normal" },
+        "reason": event.reason,
+        "message": event.message,
+        "count": 1,
+        "firstTimestamp": at,
+        "lastTimestamp": at,
+        "source": { "component": "weir", "host": identity },
+    })
+}
