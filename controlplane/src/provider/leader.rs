@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::api::{Refusal, Write, send};
+use super::health::Health;
 use super::lease::{Act, Election, RENEW_DEADLINE, RETRY, Record};
 use crate::source::kubernetes::Connection;
 
@@ -26,6 +27,7 @@ pub async fn lead(
     connection: Connection,
     lease: LeaseName,
     identity: Arc<str>,
+    health: Health,
     leads: watch::Sender<bool>,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -38,6 +40,8 @@ pub async fn lead(
             () = sleep(RENEW_DEADLINE), if election.leads(Instant::now()) => None,
             _ = stop.wait_for(|stop| *stop) => break,
         };
+        health.wrote("leases", refusal.as_ref());
+        health.leader(election.leads(Instant::now()), election.holder());
         tell(&election, refusal, &leads, &mut said);
         tokio::select! {
             () = sleep(RETRY) => {}

@@ -22,6 +22,7 @@
 
 mod api;
 mod events;
+mod health;
 mod leader;
 mod lease;
 mod outbox;
@@ -33,6 +34,7 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+pub use self::health::Health;
 pub use self::leader::{LeaseName, lead};
 pub use self::outbox::{Intent, Outbox};
 pub use self::release::{ReleaseError, Released, Which, release};

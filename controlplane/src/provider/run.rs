@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::api::{Refusal, Write, send};
 use super::events::{self, Event, Story};
+use super::health::Health;
 use super::outbox::{Intent, Outbox};
 use super::patch::{Patch, STRATEGIC_MERGE, patch};
 use super::plan::{self, Step};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub identity: Arc<str>,
     /// Is it this process that writes?
     pub leads: watch::Receiver<bool>,
+    /// How it fares.
+    pub health: Health,
     /// Where counts go: the appliance's own, for the connection's threads have none.
     pub recorder: Recorder,
 }
@@ -51,6 +54,7 @@ pub async fn run(settings: Settings) {
     let mut provider = Provider {
         connection: settings.connection,
         recorder: settings.recorder,
+        health: settings.health,
         leads: *settings.leads.borrow(),
         intents: BTreeMap::new(),
         queue: Queue::default(),
@@ -103,6 +107,7 @@ struct Done {
 struct Provider {
     connection: Connection,
     recorder: Recorder,
+    health: Health,
     leads: bool,
     intents: BTreeMap<Key, Intent>,
     queue: Queue,
@@ -194,6 +199,11 @@ impl Provider {
         let Done { key, step, result } = done;
         self.busy.remove(&key);
         let now = Instant::now();
+        let what = match step {
+            Step::Publish(_) => "services/status",
+            Step::Claim(_) | Step::Release(_) => "services",
+        };
+        self.health.wrote(what, result.as_ref().err());
         match result {
             Ok(service) => {
                 self.count("ok");
@@ -265,7 +275,9 @@ async fn write_events(settings: Settings, mut events: mpsc::Receiver<Told>) {
             content: "application/json",
             body: &body,
         };
-        let result = match send(&settings.connection, write).await {
+        let sent = send(&settings.connection, write).await;
+        settings.health.wrote("events", sent.as_ref().err());
+        let result = match sent {
             Ok(_) => "ok",
             Err(refusal) => {
                 tracing::debug!(namespace = &*key.namespace, service = &*key.name, "event not written: {refusal}");

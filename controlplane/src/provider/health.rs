@@ -1,0 +1,86 @@
+//! How writing to the API server fares, for readiness: who writes, and what is refused.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::api::Refusal;
+
+/// Refusals that are remembered one by one; all of one kind are one.
+const MOST: usize = 8;
+
+/// What there is to say; clones are one place.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<State>>);
+
+#[derive(Clone, Debug, Default)]
+struct State {
+    leads: bool,
+    holder: String,
+    refused: BTreeMap<&'static str, String>,
+}
+
+impl Health {
+    /// One line, and whether it is as it should be.
+    pub fn say(&self) -> (bool, String) {
+        let state = self.lock().clone();
+        let who = match (state.leads, &*state.holder) {
+            (true, _) => "this process writes the status of Services".to_owned(),
+            (false, "") => "nobody is known to write the status of Services".to_owned(),
+            (false, holder) => format!("{holder:?} writes the status of Services"),
+        };
+        if state.refused.is_empty() {
+            return (state.leads || !state.holder.is_empty(), who);
+        }
+        let refused: Vec<String> = state.refused.into_values().collect();
+        (false, format!("{who}; {}", refused.join("; ")))
+    }
+
+    /// Who writes, as the Lease says.
+    pub(super) fn leader(&self, leads: bool, holder: &str) {
+        let mut state = self.lock();
+        state.leads = leads;
+        holder.clone_into(&mut state.holder);
+    }
+
+    /// How the last write to `what` went.
+    pub(super) fn wrote(&self, what: &'static str, refusal: Option<&Refusal>) {
+        let mut state = self.lock();
+        match refusal {
+            // These are answers like any other.
+            None | Some(Refusal::NotFound | Refusal::Conflict(_)) => {
+                state.refused.remove(what);
+            }
+            Some(refusal) if state.refused.len() < MOST => {
+                state.refused.insert(what, format!("{what}: {refusal}"));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        // Each of its fields is whole between any two statements.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_refused_is_said_until_it_is_not() {
+        let health = Health::default();
+        assert!(!health.say().0, "nobody is known to write");
+        health.leader(false, "other");
+        assert_eq!(health.say(), (true, "\"other\" writes the status of Services".into()));
+        health.leader(true, "us");
+        let forbidden = Refusal::Forbidden("cannot patch services/status".into());
+        health.wrote("services/status", Some(&forbidden));
+        let (good, text) = health.say();
+        assert!(!good && text.contains("services/status: cannot patch"), "{text}");
+        health.wrote("services", None);
+        assert!(!health.say().0);
+        health.wrote("services/status", Some(&Refusal::NotFound));
+        assert!(health.say().0);
+    }
+}
