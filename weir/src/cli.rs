@@ -33,6 +33,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Say what this machine has for Weir and what it keeps from it, and how to change that.
     Doctor(DoctorArgs),
+    /// Leave a cluster: take status, conditions and finalizers off Services, by the API server alone.
+    #[command(after_help = RELEASE_HELP)]
+    Release(ReleaseArgs),
     /// Look at settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -47,6 +50,27 @@ Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP rescans, an
 seconds confirms deletions that the guard holds, as POST /api/v1/deletions/confirm on the admin socket does.
 
 Example: weir serve --manifests ./manifests --pool 192.0.2.0/28";
+
+const RELEASE_HELP: &str =
+    "Stop every weir first: one that runs takes its Services again. Only what carries the finalizer \
+weir.dev/load-balancer is touched.
+
+Example: weir release --kubeconfig weir.kubeconfig --all";
+
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The Service to leave, NAMESPACE/NAME.
+    #[arg(value_name = "SERVICE")]
+    pub service: Option<String>,
+
+    /// Leave every one.
+    #[arg(long)]
+    pub all: bool,
+
+    /// How to reach the API server; without it, as a pod does.
+    #[arg(long, env = "WEIR_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+}
 
 #[derive(Debug, Args)]
 pub struct ServeArgs {
