@@ -116,6 +116,7 @@ impl World {
             .expect("pools"),
             defaults: Defaults::default(),
             directories: sources.to_vec(),
+            kubernetes: None,
             state_dir: None,
             status_dir: None,
             vip_interface: None,

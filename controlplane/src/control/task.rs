@@ -124,6 +124,8 @@ impl Task<'_> {
             .directories
             .iter()
             .flat_map(|directory| KINDS.map(|kind| (directory.source, kind)));
+        let cluster = settings.kubernetes.iter();
+        let expected = expected.chain(cluster.flat_map(|cluster| cluster.expected()));
         let line = Line::new(
             settings.rules.clone(),
             expected.collect::<Vec<_>>(),

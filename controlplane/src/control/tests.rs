@@ -41,6 +41,7 @@ impl Bench {
             pools: Pools::new([(None, vec![range])], []).expect("pools"),
             defaults: Defaults::default(),
             directories: vec![directory::Settings::new(manifests, SourceId(0))],
+            kubernetes: None,
             state_dir: Some(directory.path().join("state")),
             status_dir: Some(directory.path().join("status")),
             vip_interface: None,

@@ -10,7 +10,7 @@ use anyhow::Context;
 use controlplane::control::{self, Command, Control};
 use controlplane::measure;
 use controlplane::object::SourceId;
-use controlplane::source::directory;
+use controlplane::source::{directory, kubernetes};
 use controlplane::state;
 use controlplane::translate::Rules;
 use lb_core::plane::{Config, Engine, Limits, Plane};
@@ -21,6 +21,7 @@ use super::places;
 use super::ports::{Ports, Watch};
 use super::view::View;
 use crate::check;
+use crate::exit::Usage;
 use crate::settings::{EngineName, Settings};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
@@ -203,12 +204,31 @@ fn control_settings(
         pools: settings.pools(own)?,
         defaults: settings.defaults(),
         directories: directories.collect(),
+        kubernetes: cluster(settings, state_dir)?,
         state_dir: Some(state_dir.to_owned()),
         status_dir: settings.status_dir.clone(),
         vip_interface: settings.vip_interface.clone(),
         drain_timeout: settings.drain_timeout,
         confirm_deletions: settings.confirm_deletions,
     })
+}
+
+/// The API server, if one is to be served.
+fn cluster(
+    settings: &Settings,
+    state_dir: &std::path::Path,
+) -> anyhow::Result<Option<kubernetes::Settings>> {
+    let Some(access) = settings.access() else {
+        return Ok(None);
+    };
+    let connection = kubernetes::Connection::start(access).map_err(|error| match error {
+        kubernetes::ConnectionError::Access(error) => anyhow::Error::from(Usage(error.to_string())),
+        error => error.into(),
+    })?;
+    let namespaces = settings.namespaces.iter().map(|name| Arc::from(&**name));
+    let state_dir = Some(state_dir.to_owned());
+    let cluster = kubernetes::Settings::new(connection, namespaces.collect(), state_dir);
+    Ok(Some(cluster))
 }
 
 fn pools_text(settings: &Settings) -> String {
