@@ -116,11 +116,13 @@ impl World {
             .expect("pools"),
             defaults: Defaults::default(),
             directories: sources.to_vec(),
+            kubernetes: None,
             state_dir: None,
             status_dir: None,
             vip_interface: None,
             drain_timeout: Duration::from_secs(1),
             confirm_deletions: false,
+            provider: None,
         };
         let table = TableBuilder::new(KEY).freeze();
         let config = Config {

@@ -20,6 +20,7 @@ mod tests;
 mod vips;
 mod voice;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ use crate::compile::Defaults;
 use crate::measure::{self, Recorder};
 use crate::object::SourceId;
 use crate::provider::Outbox;
-use crate::source::directory;
+use crate::source::{directory, kubernetes};
 use crate::state::{Saver, StateFile};
 use crate::status::{Board, Snapshot};
 use crate::translate::Rules;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub defaults: Defaults,
     /// The directories to serve.
     pub directories: Vec<directory::Settings>,
+    /// The API server to serve.
+    pub kubernetes: Option<kubernetes::Settings>,
     /// Where who holds what is kept; `None`: nowhere, and addresses may move at a restart.
     pub state_dir: Option<PathBuf>,
     /// Where to write a file per Service.
@@ -94,6 +97,7 @@ pub enum Command {
 pub struct Control {
     commands: mpsc::Sender<Command>,
     board: Board,
+    watches: kubernetes::Watches,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -102,12 +106,18 @@ pub struct Control {
 pub struct Desk {
     commands: mpsc::Sender<Command>,
     board: Board,
+    watches: kubernetes::Watches,
 }
 
 impl Desk {
     /// What it showed last.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.board.snapshot()
+    }
+
+    /// How the watches of the API server fare; none without one.
+    pub fn watches(&self) -> BTreeMap<kubernetes::Scope, kubernetes::Watch> {
+        self.watches.all()
     }
 
     /// Asks; false if it is not taken, because many are waiting or the task ended.
@@ -164,6 +174,10 @@ impl Control {
             reported,
             restarts: 0,
         };
+        let watches = settings.kubernetes.as_ref();
+        let watches = watches
+            .map(|settings| settings.watches.clone())
+            .unwrap_or_default();
         let thread = thread::Builder::new()
             .name("weir-control".into())
             .spawn(move || {
@@ -173,6 +187,7 @@ impl Control {
         Ok(Control {
             commands,
             board,
+            watches,
             thread: Some(thread),
         })
     }
@@ -182,6 +197,7 @@ impl Control {
         Desk {
             commands: self.commands.clone(),
             board: self.board.clone(),
+            watches: self.watches.clone(),
         }
     }
 

@@ -29,6 +29,17 @@ pub enum Kind {
     LoadBalancer,
 }
 
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
+            Kind::LoadBalancer => "LoadBalancer",
+        })
+    }
+}
+
 /// Names one object. The uid is part of it: the same name made anew is another object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
@@ -56,7 +67,8 @@ impl fmt::Display for Key {
     }
 }
 
-/// Where in a file an object stands; lines and columns count from 1, a column per character.
+/// Where in a file an object stands; lines and columns count from 1, a column per character. On an
+/// API server, its path there; line and column are 0.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
     /// The file.
@@ -75,6 +87,9 @@ impl fmt::Display for Location {
                 '"' | '\'' | '\\' => f.write_char(c)?,
                 c => c.escape_debug().try_for_each(|c| f.write_char(c))?,
             }
+        }
+        if self.line == 0 {
+            return Ok(());
         }
         write!(f, ":{}:{}", self.line, self.column)
     }
@@ -468,6 +483,10 @@ mod tests {
             shown("/etc/weir/wär 'x'.yaml"),
             "/etc/weir/wär 'x'.yaml:3:7"
         );
+        let file = Arc::new(PathBuf::from("/api/v1/namespaces/shop/services/web"));
+        let (line, column) = (0, 0);
+        let on_a_server = Location { file, line, column }.to_string();
+        assert_eq!(on_a_server, "/api/v1/namespaces/shop/services/web");
         let hostile = shown("a\n2026 INFO all is well\x1b[2J\u{202e}.yaml");
         assert_eq!(
             hostile,

@@ -24,7 +24,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Serve the Services of a directory of manifests.
+    /// Serve the Services of a directory of manifests, or of a cluster.
     #[command(after_help = SERVE_HELP)]
     Serve(Box<ServeArgs>),
     /// Roll backends under live traffic, in one process: no root, no cluster.

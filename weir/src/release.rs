@@ -37,7 +37,9 @@ pub fn run(args: &ReleaseArgs) -> anyhow::Result<ExitCode> {
         }
     }
     if released.is_empty() {
-        println!("nothing to release: no such Service carries the finalizer weir.dev/load-balancer");
+        println!(
+            "nothing to release: no such Service carries the finalizer weir.dev/load-balancer"
+        );
     }
     Ok(code)
 }
@@ -46,7 +48,9 @@ fn one(text: &str) -> Result<Which, Usage> {
     let named = text.split_once('/');
     let named = named.filter(|(namespace, name)| is_name(namespace) && is_name(name));
     let (namespace, name) = named.ok_or_else(|| {
-        Usage(format!("{text:?} names no Service; write NAMESPACE/NAME, for example shop/web"))
+        Usage(format!(
+            "{text:?} names no Service; write NAMESPACE/NAME, for example shop/web"
+        ))
     })?;
     Ok(Which::One {
         namespace: Arc::from(namespace),
@@ -57,7 +61,10 @@ fn one(text: &str) -> Result<Which, Usage> {
 /// It becomes a part of a path.
 fn is_name(text: &str) -> bool {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
-    !text.is_empty() && text.len() <= 253 && text.chars().all(fits) && text.chars().any(|c| c != '.')
+    !text.is_empty()
+        && text.len() <= 253
+        && text.chars().all(fits)
+        && text.chars().any(|c| c != '.')
 }
 
 #[cfg(test)]
@@ -71,7 +78,9 @@ mod tests {
             name: "web".into(),
         };
         assert_eq!(one("shop/web").expect("a name"), web);
-        for bad in ["web", "a/b/c", "/web", "shop/", "..", "../x", "a/..", "a b/c", "a/B", "a/b?x"] {
+        for bad in [
+            "web", "a/b/c", "/web", "shop/", "..", "../x", "a/..", "a b/c", "a/B", "a/b?x",
+        ] {
             let error = one(bad).expect_err(bad);
             assert!(error.to_string().contains("NAMESPACE/NAME"), "{error}");
         }

@@ -64,7 +64,8 @@ impl Stage {
     fn pod(&self, n: u16, app: &str) -> Pod {
         let name = format!("{app}-{n}");
         let addresses = [pod_v4(n).into(), pod_v6(n).into()];
-        self.cluster.pod("default", &name, &[("app", app)], "n1", &addresses)
+        self.cluster
+            .pod("default", &name, &[("app", app)], "n1", &addresses)
     }
 
     fn service(&self, name: &str) -> Value {
@@ -89,7 +90,12 @@ impl Stage {
         self.lab.client.run(move || ask(to))
     }
 
-    fn eventually(&self, what: &str, address: IpAddr, holds: impl Fn(std::io::Result<String>) -> bool) {
+    fn eventually(
+        &self,
+        what: &str,
+        address: IpAddr,
+        holds: impl Fn(std::io::Result<String>) -> bool,
+    ) {
         soon(what, || holds(self.ask(address, 80)));
     }
 
@@ -116,7 +122,10 @@ fn ingress(service: &Value) -> Option<IpAddr> {
 
 fn finalizers(service: &Value) -> Vec<&str> {
     let all = service["metadata"]["finalizers"].as_array();
-    all.into_iter().flatten().filter_map(Value::as_str).collect()
+    all.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
 }
 
 fn condition<'a>(service: &'a Value, kind: &str) -> Option<&'a Value> {
@@ -149,43 +158,86 @@ fn change_the_type_and_ports_of_a_tcp_service_and_cleanup_finalizer() {
     stage.cluster.apply(&balancer("web", "web", Some(CLASS)));
     let address = stage.address("web");
     // 0 pods: refused, at once.
-    assert_eq!(stage.ask(address, 80).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
+    assert_eq!(
+        stage.ask(address, 80).unwrap_err().kind(),
+        std::io::ErrorKind::ConnectionRefused
+    );
     let found = stage.wait("web", "it is said why", |service| {
         condition(service, "weir.dev/Serving").is_some_and(|c| c["reason"] == "NoUsableEndpoint")
     });
-    assert_eq!(found["status"]["loadBalancer"]["ingress"][0]["ipMode"], "Proxy");
-    assert_eq!(finalizers(&found), [FINALIZER], "a class of ours: not the standard one");
+    assert_eq!(
+        found["status"]["loadBalancer"]["ingress"][0]["ipMode"],
+        "Proxy"
+    );
+    assert_eq!(
+        finalizers(&found),
+        [FINALIZER],
+        "a class of ours: not the standard one"
+    );
     // 1 pod: an answer.
     let pod = stage.pod(0, "web");
-    stage.eventually("answers", address, |said| said.is_ok_and(|name| name == "web-0"));
+    stage.eventually("answers", address, |said| {
+        said.is_ok_and(|name| name == "web-0")
+    });
     stage.wait("web", "it serves", |service| {
         condition(service, "weir.dev/Serving").is_some_and(|c| c["status"] == "True")
     });
     // Another port: the address stays, the old port closes.
-    stage.cluster.kubectl(&["patch", "service", "web", "--type=json", "-p",
-        r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#]);
+    stage.cluster.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--type=json",
+        "-p",
+        r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#,
+    ]);
     soon("the new port answers", || stage.ask(address, 81).is_ok());
     stage.eventually("the old port is closed", address, |said| said.is_err());
     assert_eq!(stage.address("web"), address);
     // Back to ClusterIP: closed, address free, status clear, finalizer gone; the class is wiped by then.
-    stage.cluster.kubectl(&["patch", "service", "web", "--type=merge", "-p",
-        r#"{"spec": {"type": "ClusterIP", "loadBalancerClass": null}}"#]);
-    let found = stage.wait("web", "it is left", |service| finalizers(service).is_empty());
+    stage.cluster.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--type=merge",
+        "-p",
+        r#"{"spec": {"type": "ClusterIP", "loadBalancerClass": null}}"#,
+    ]);
+    let found = stage.wait("web", "it is left", |service| {
+        finalizers(service).is_empty()
+    });
     assert_eq!(ingress(&found), None);
     assert!(condition(&found, "weir.dev/Serving").is_none());
     soon("the port is closed", || stage.ask(address, 81).is_err());
     // And again: the finalizer comes back with the type.
-    stage.cluster.kubectl(&["patch", "service", "web", "--type=merge", "-p",
-        r#"{"spec": {"type": "LoadBalancer", "loadBalancerClass": "weir.dev/l4"}}"#]);
+    stage.cluster.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--type=merge",
+        "-p",
+        r#"{"spec": {"type": "LoadBalancer", "loadBalancerClass": "weir.dev/l4"}}"#,
+    ]);
     stage.wait("web", "it is ours again", |service| {
         finalizers(service) == [FINALIZER] && ingress(service).is_some()
     });
     // Deleted: nothing hangs in Terminating.
-    stage.cluster.kubectl(&["delete", "service", "web", "--timeout=20s"]);
+    stage
+        .cluster
+        .kubectl(&["delete", "service", "web", "--timeout=20s"]);
     let told = stage.events("web");
-    for reason in ["EnsuringLoadBalancer", "IPAllocated", "EnsuredLoadBalancer",
-        "UnAvailableLoadBalancer", "DeletingLoadBalancer", "DeletedLoadBalancer"] {
-        assert!(told.iter().any(|found| found == reason), "{reason}: {told:?}");
+    for reason in [
+        "EnsuringLoadBalancer",
+        "IPAllocated",
+        "EnsuredLoadBalancer",
+        "UnAvailableLoadBalancer",
+        "DeletingLoadBalancer",
+        "DeletedLoadBalancer",
+    ] {
+        assert!(
+            told.iter().any(|found| found == reason),
+            "{reason}: {told:?}"
+        );
     }
     stage.cluster.end_pod(&pod);
     drop(weir);
@@ -214,10 +266,14 @@ fn change_the_ports_of_a_udp_service_and_reject_without_pods() {
     });
     // "should be able to preserve UDP traffic when server pod cycles": one source port throughout.
     let first = stage.pod(0, "dns");
-    soon("the first answers", || exchange(&socket, b"x").is_ok_and(|said| said.starts_with(b"one")));
+    soon("the first answers", || {
+        exchange(&socket, b"x").is_ok_and(|said| said.starts_with(b"one"))
+    });
     stage.pod(1, "dns");
     stage.cluster.end_pod(&first);
-    soon("the second answers", || exchange(&socket, b"x").is_ok_and(|said| said.starts_with(b"two")));
+    soon("the second answers", || {
+        exchange(&socket, b"x").is_ok_and(|said| said.starts_with(b"two"))
+    });
 }
 
 /// Without a class: only as the default provider, with the standard finalizer beside ours.
@@ -228,13 +284,19 @@ fn services_without_a_class_are_the_default_providers() {
     }
     let stage = Stage::new();
     stage.cluster.apply(&balancer("plain", "web", None));
-    stage.cluster.apply(&balancer("other", "web", Some("example.com/lb")));
+    stage
+        .cluster
+        .apply(&balancer("other", "web", Some("example.com/lb")));
     stage.cluster.apply(&balancer("ours", "web", Some(CLASS)));
     let weir = stage.weir(&[]);
     stage.address("ours");
     for name in ["plain", "other"] {
         let found = stage.service(name);
-        assert_eq!((ingress(&found), finalizers(&found).len()), (None, 0), "{name}");
+        assert_eq!(
+            (ingress(&found), finalizers(&found).len()),
+            (None, 0),
+            "{name}"
+        );
     }
     weir.stop();
     let _weir = stage.weir(&["--default-provider", "true"]);
@@ -262,12 +324,18 @@ fn addresses_in_status_are_taken_up_again_by_a_machine_that_knows_nothing() {
     let before = ["a", "b", "c"].map(|name| stage.address(name));
     weir.stop();
     // Gone while nobody looked: its finalizer keeps it until somebody does.
-    stage.cluster.kubectl(&["delete", "service", "a", "--wait=false"]);
-    stage.cluster.apply(&balancer("0-first", "web", Some(CLASS)));
+    stage
+        .cluster
+        .kubectl(&["delete", "service", "a", "--wait=false"]);
+    stage
+        .cluster
+        .apply(&balancer("0-first", "web", Some(CLASS)));
     let _weir = stage.weir(&[]);
     stage.address("0-first");
     assert_eq!(["b", "c"].map(|name| stage.address(name)), before[1..]);
-    stage.cluster.wait("a is gone", &["service", "a"], Value::is_null);
+    stage
+        .cluster
+        .wait("a is gone", &["service", "a"], Value::is_null);
 }
 
 /// An address in status that this appliance cannot have is not taken, and an event says so.
@@ -278,15 +346,30 @@ fn an_address_in_status_outside_the_pools_is_replaced_with_an_event() {
     }
     let stage = Stage::new();
     stage.cluster.apply(&balancer("web", "web", Some(CLASS)));
-    stage.cluster.kubectl(&["patch", "service", "web", "--type=merge", "-p",
-        &json!({"metadata": {"finalizers": [FINALIZER]}}).to_string()]);
-    stage.cluster.kubectl(&["patch", "service", "web", "--subresource=status", "--type=merge", "-p",
-        &json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}).to_string()]);
+    stage.cluster.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--type=merge",
+        "-p",
+        &json!({"metadata": {"finalizers": [FINALIZER]}}).to_string(),
+    ]);
+    stage.cluster.kubectl(&[
+        "patch",
+        "service",
+        "web",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        &json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}}).to_string(),
+    ]);
     let _weir = stage.weir(&[]);
     stage.wait("web", "an address of the pool", |service| {
         ingress(service).is_some_and(|ip| ip.to_string().starts_with("10.1.0."))
     });
-    soon("an event", || stage.events("web").iter().any(|e| e == "AddressNotKept"));
+    soon("an event", || {
+        stage.events("web").iter().any(|e| e == "AddressNotKept")
+    });
 }
 
 /// Two processes: one writes, both forward; when the writer is gone the other writes.
@@ -300,13 +383,19 @@ fn of_two_processes_one_writes_and_the_other_takes_over() {
     stage.cluster.apply(&balancer("a", "web", Some(CLASS)));
     stage.address("a");
     let lease = |what: &str, holds: &dyn Fn(&Value) -> bool| {
-        stage.cluster.wait(what, &["lease", "weir", "-n", "weir-system"], holds)
+        stage
+            .cluster
+            .wait(what, &["lease", "weir", "-n", "weir-system"], holds)
     };
-    let held = lease("the first leads", &|lease| lease["spec"]["holderIdentity"].is_string());
+    let held = lease("the first leads", &|lease| {
+        lease["spec"]["holderIdentity"].is_string()
+    });
     let holder = held["spec"]["holderIdentity"].as_str().unwrap().to_owned();
     // It goes in peace: the lease is given up, so that nobody waits for its end.
     first.stop();
-    let lease_now = lease("it is given up", &|lease| lease["spec"]["holderIdentity"] != *holder);
+    let lease_now = lease("it is given up", &|lease| {
+        lease["spec"]["holderIdentity"] != *holder
+    });
     assert_eq!(lease_now["spec"]["holderIdentity"], "");
     let _second = stage.weir(&[]);
     stage.cluster.apply(&balancer("b", "web", Some(CLASS)));
@@ -320,19 +409,30 @@ fn s16_a_missing_verb_is_named_and_traffic_flows_all_the_same() {
         return;
     }
     let stage = Stage::new();
-    stage.cluster.kubectl(&["patch", "clusterrole", "weir", "--type=json", "-p",
-        r#"[{"op": "remove", "path": "/rules/1"}]"#]);
+    stage.cluster.kubectl(&[
+        "patch",
+        "clusterrole",
+        "weir",
+        "--type=json",
+        "-p",
+        r#"[{"op": "remove", "path": "/rules/1"}]"#,
+    ]);
     let _server = TcpPod::named(&stage.lab.server, pod_v4(0), 8080, "web-0");
     stage.pod(0, "web");
     stage.cluster.apply(&balancer("web", "web", Some(CLASS)));
     let weir = stage.weir(&[]);
     soon("the log names the verb", || {
-        weir.log().contains("cannot patch resource \"services/status\"")
+        weir.log()
+            .contains("cannot patch resource \"services/status\"")
     });
     let (_, ready) = weir.get("/readyz?verbose");
     assert!(ready.contains("services/status"), "{ready}");
     let services = weir.services();
-    let address: IpAddr = services[0]["addresses"][0].as_str().unwrap().parse().unwrap();
+    let address: IpAddr = services[0]["addresses"][0]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
     soon("it forwards", || stage.ask(address, 80).is_ok());
 }
 
@@ -349,12 +449,22 @@ fn release_leaves_nothing_hanging_when_the_daemon_is_dead() {
         stage.address(name);
     }
     weir.kill();
-    stage.cluster.kubectl(&["delete", "service", "c", "--wait=false"]);
+    stage
+        .cluster
+        .kubectl(&["delete", "service", "c", "--wait=false"]);
     let run = |args: &[&str]| {
         let mut command: Command = stage.lab.lb.command(env!("CARGO_BIN_EXE_weir"));
-        let output = command.arg("release").arg("--kubeconfig").arg(stage.cluster.appliance())
-            .args(args).output().unwrap();
-        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+        let output = command
+            .arg("release")
+            .arg("--kubeconfig")
+            .arg(stage.cluster.appliance())
+            .args(args)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
     };
     let (code, said) = run(&["default/a"]);
     assert_eq!((code, &*said), (Some(0), "service/default/a released\n"));
@@ -362,14 +472,23 @@ fn release_leaves_nothing_hanging_when_the_daemon_is_dead() {
     assert!(!finalizers(&stage.service("b")).is_empty());
     let (code, said) = run(&["--all"]);
     assert_eq!(code, Some(0), "{said}");
-    stage.cluster.wait("c is gone", &["service", "c"], Value::is_null);
+    stage
+        .cluster
+        .wait("c is gone", &["service", "c"], Value::is_null);
     for name in ["a", "b"] {
         let found = stage.service(name);
-        assert_eq!((ingress(&found), finalizers(&found).len()), (None, 0), "{name}");
+        assert_eq!(
+            (ingress(&found), finalizers(&found).len()),
+            (None, 0),
+            "{name}"
+        );
         assert!(condition(&found, "weir.dev/Serving").is_none());
     }
     let (code, said) = run(&["--all"]);
-    assert!(code == Some(0) && said.contains("nothing to release"), "{said}");
+    assert!(
+        code == Some(0) && said.contains("nothing to release"),
+        "{said}"
+    );
     let (code, _) = run(&[]);
     assert_eq!(code, Some(2));
 }
@@ -394,9 +513,8 @@ fn a_rolling_update_and_an_outage_of_the_api_server_lose_nothing() {
     let name = read_name(&mut live).unwrap();
     assert!(name.starts_with("web-"));
     let to = SocketAddr::from((address, 80));
-    let load = support::traffic::Load::start(&stage.lab.client, 4, 200, move || {
-        ask(to).map(|_| ())
-    });
+    let load =
+        support::traffic::Load::start(&stage.lab.client, 4, 200, move || ask(to).map(|_| ()));
     for round in 2..6u16 {
         pods.push(stage.pod(round % 4, "web"));
         let old = pods.remove(0);

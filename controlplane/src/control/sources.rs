@@ -10,7 +10,7 @@ use tokio::task::{JoinError, JoinSet};
 
 use super::Settings;
 use crate::object::{Event, SourceId};
-use crate::source::{Problem, directory};
+use crate::source::{Problem, directory, kubernetes};
 
 /// The sources, each a task of this runtime.
 pub(super) struct Sources {
@@ -29,14 +29,25 @@ impl Sources {
             said: Vec::new(),
         };
         for directory in &settings.directories {
-            let (say, said) = watch::channel(Vec::new());
-            let rescan = Arc::new(Notify::new());
-            let run = directory::run(directory.clone(), events.clone(), say, Arc::clone(&rescan));
+            let (say, rescan) = sources.add();
+            let run = directory::run(directory.clone(), events.clone(), say, rescan);
             sources.tasks.spawn(run);
-            sources.rescan.push(rescan);
-            sources.said.push(said);
+        }
+        if let Some(cluster) = &settings.kubernetes {
+            let (say, rescan) = sources.add();
+            let run = kubernetes::run(cluster.clone(), events.clone(), say, rescan);
+            sources.tasks.spawn(run);
         }
         sources
+    }
+
+    /// What one more says its problems by, and is asked by to list anew.
+    fn add(&mut self) -> (watch::Sender<Vec<Problem>>, Arc<Notify>) {
+        let (say, said) = watch::channel(Vec::new());
+        let rescan = Arc::new(Notify::new());
+        self.rescan.push(Arc::clone(&rescan));
+        self.said.push(said);
+        (say, rescan)
     }
 }
 

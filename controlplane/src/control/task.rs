@@ -126,6 +126,8 @@ impl Task<'_> {
             .directories
             .iter()
             .flat_map(|directory| KINDS.map(|kind| (directory.source, kind)));
+        let cluster = settings.kubernetes.iter();
+        let expected = expected.chain(cluster.flat_map(|cluster| cluster.expected()));
         let line = Line::new(
             settings.rules.clone(),
             expected.collect::<Vec<_>>(),

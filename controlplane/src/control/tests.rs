@@ -41,11 +41,13 @@ impl Bench {
             pools: Pools::new([(None, vec![range])], []).expect("pools"),
             defaults: Defaults::default(),
             directories: vec![directory::Settings::new(manifests, SourceId(0))],
+            kubernetes: None,
             state_dir: Some(directory.path().join("state")),
             status_dir: Some(directory.path().join("status")),
             vip_interface: None,
             drain_timeout: Duration::from_secs(1),
             confirm_deletions: false,
+            provider: None,
         };
         Bench::on(directory, settings)
     }

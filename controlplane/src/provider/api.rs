@@ -109,7 +109,11 @@ mod tests {
         assert_eq!(of(404, says("x")), Err(Refusal::NotFound));
         assert_eq!(of(409, says("x")), Err(Refusal::Conflict("x".into())));
         let forbidden = of(403, says("cannot patch services/status")).expect_err("refused");
-        assert!(forbidden.to_string().contains("cannot patch services/status"));
+        assert!(
+            forbidden
+                .to_string()
+                .contains("cannot patch services/status")
+        );
         assert!(matches!(of(500, None), Err(Refusal::Other(text)) if text == "status 500: "));
         let long = of(500, says(&"x".repeat(100_000))).expect_err("refused");
         assert!(long.to_string().len() < 600);

@@ -72,12 +72,18 @@ mod tests {
         let health = Health::default();
         assert!(!health.say().0, "nobody is known to write");
         health.leader(false, "other");
-        assert_eq!(health.say(), (true, "\"other\" writes the status of Services".into()));
+        assert_eq!(
+            health.say(),
+            (true, "\"other\" writes the status of Services".into())
+        );
         health.leader(true, "us");
         let forbidden = Refusal::Forbidden("cannot patch services/status".into());
         health.wrote("services/status", Some(&forbidden));
         let (good, text) = health.say();
-        assert!(!good && text.contains("services/status: cannot patch"), "{text}");
+        assert!(
+            !good && text.contains("services/status: cannot patch"),
+            "{text}"
+        );
         health.wrote("services", None);
         assert!(!health.say().0);
         health.wrote("services/status", Some(&Refusal::NotFound));

@@ -73,7 +73,9 @@ fn tell(
         // Somebody was faster: the next look says who.
         (false, Some(Refusal::Conflict(_)) | None) => match election.holder() {
             "" => return,
-            holder => format!("{holder:?} writes the status of Services; this process forwards only"),
+            holder => {
+                format!("{holder:?} writes the status of Services; this process forwards only")
+            }
         },
         (false, Some(refusal)) => format!(
             "nobody may write the status of Services from here: the lease {} cannot be had: {refusal}",
@@ -129,5 +131,7 @@ async fn put(
 
 /// The time as a Lease has it.
 fn wall() -> String {
-    jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%S%.6fZ")
+        .to_string()
 }

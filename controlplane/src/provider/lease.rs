@@ -43,7 +43,9 @@ impl Record {
             holder: text(&spec["holderIdentity"]),
             renewed: text(&spec["renewTime"]),
             acquired: text(&spec["acquireTime"]),
-            duration: spec["leaseDurationSeconds"].as_u64().map(Duration::from_secs),
+            duration: spec["leaseDurationSeconds"]
+                .as_u64()
+                .map(Duration::from_secs),
             transitions: spec["leaseTransitions"].as_i64().unwrap_or(0),
             version: text(&value["metadata"]["resourceVersion"]),
         }
@@ -194,7 +196,9 @@ mod tests {
         }
 
         fn put(&mut self, mut object: Value) -> bool {
-            let under = object["metadata"]["resourceVersion"].as_str().map(str::to_owned);
+            let under = object["metadata"]["resourceVersion"]
+                .as_str()
+                .map(str::to_owned);
             let current = self.value.as_ref().map(|_| self.version.to_string());
             if under != current {
                 return false;
@@ -236,7 +240,10 @@ mod tests {
         assert!(a.leads(last + second(9)) && !a.leads(last + second(10)));
         assert!(!lease.turn(&mut b, last + second(14)));
         assert!(lease.turn(&mut b, last + second(15)));
-        assert_eq!(lease.value.as_ref().expect("stored")["spec"]["leaseTransitions"], 1);
+        assert_eq!(
+            lease.value.as_ref().expect("stored")["spec"]["leaseTransitions"],
+            1
+        );
         // Thawed, it finds another's, and waits.
         assert!(!lease.turn(&mut a, last + second(16)));
         assert_eq!(a.holder(), "b");
@@ -285,11 +292,17 @@ mod tests {
     #[test]
     fn garbage_in_a_lease_is_nobodys() {
         let (mut a, ..) = two();
-        for value in [json!(7), json!({"spec": 7}), json!({"spec": {"holderIdentity": 7,
-            "leaseDurationSeconds": -1, "leaseTransitions": "x"}, "metadata": []})]
-        {
+        for value in [
+            json!(7),
+            json!({"spec": 7}),
+            json!({"spec": {"holderIdentity": 7,
+            "leaseDurationSeconds": -1, "leaseTransitions": "x"}, "metadata": []}),
+        ] {
             let found = Record::read(&value);
-            assert!(matches!(a.act(Some(found), Instant::now(), WALL), Act::Put(_)));
+            assert!(matches!(
+                a.act(Some(found), Instant::now(), WALL),
+                Act::Put(_)
+            ));
         }
         // A duration of years from somebody else is his to renew, and no overflow.
         let long = json!({"metadata": {"resourceVersion": "1"},

@@ -37,5 +37,6 @@ mod tests;
 pub use self::health::Health;
 pub use self::leader::{LeaseName, lead};
 pub use self::outbox::{Intent, Outbox};
+pub(crate) use self::patch::ingress_of;
 pub use self::release::{ReleaseError, Released, Which, release};
 pub use self::run::{Settings, run};

@@ -51,6 +51,9 @@ impl Outbox {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Key, Option<Intent>>> {
         // A map is whole between any two statements.
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

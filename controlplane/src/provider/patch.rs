@@ -69,7 +69,8 @@ fn status_of(service: &Service, status: &Status, now: &str) -> Value {
     Value::Object(body)
 }
 
-fn ingress_of(entry: &Ingress) -> Value {
+/// An entry of ingress as the API has it, but for its hostname: we write none.
+pub(crate) fn ingress_of(entry: &Ingress) -> Value {
     let mut body = Map::new();
     if let Some(ip) = entry.ip {
         body.insert("ip".to_owned(), json!(ip.to_string()));
@@ -84,7 +85,9 @@ fn ingress_of(entry: &Ingress) -> Value {
                 PortProtocol::Sctp => "SCTP",
             };
             match &port.error {
-                Some(error) => json!({ "port": port.port, "protocol": protocol, "error": &**error }),
+                Some(error) => {
+                    json!({ "port": port.port, "protocol": protocol, "error": &**error })
+                }
                 None => json!({ "port": port.port, "protocol": protocol }),
             }
         });

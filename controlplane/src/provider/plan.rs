@@ -84,7 +84,9 @@ fn keep(service: &Service, status: Option<&ServiceStatus>) -> Option<Step> {
                 change.conditions.push(wanted);
             }
             // Only what is ours: another may say something of the ports too.
-            (None, Some(found)) if *found.reason == *MIXED_PROTOCOL => change.gone.push(PORTS_ERROR),
+            (None, Some(found)) if *found.reason == *MIXED_PROTOCOL => {
+                change.gone.push(PORTS_ERROR)
+            }
             _ => {}
         }
     }
@@ -153,11 +155,17 @@ fn ingress(service: &Service, status: &ServiceStatus) -> Vec<Ingress> {
 }
 
 /// Ports that are not served, and the word for why; `domain/CamelCase`, as the API wants it.
-fn errors(service: &Service, status: &ServiceStatus) -> BTreeMap<(u16, PortProtocol), &'static str> {
+fn errors(
+    service: &Service,
+    status: &ServiceStatus,
+) -> BTreeMap<(u16, PortProtocol), &'static str> {
     let mut errors = BTreeMap::new();
     for port in &service.ports {
         if port.protocol == PortProtocol::Sctp {
-            errors.insert((port.port.get(), port.protocol), "weir.dev/SCTPNotSupported");
+            errors.insert(
+                (port.port.get(), port.protocol),
+                "weir.dev/SCTPNotSupported",
+            );
         }
     }
     for reason in &status.reasons {
@@ -211,7 +219,11 @@ fn serving(service: &Service, status: &ServiceStatus) -> Condition {
     let message = match said.is_empty() {
         true => {
             let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
-            format!("{} at {}", super::events::word(status.state), addresses.join(", "))
+            format!(
+                "{} at {}",
+                super::events::word(status.state),
+                addresses.join(", ")
+            )
         }
         false => said.join("; "),
     };

@@ -81,7 +81,8 @@ async fn services(
     connection: &Connection,
     which: &Which,
 ) -> Result<Vec<Arc<Service>>, ReleaseError> {
-    let refused = |path: &str, refusal: Refusal| ReleaseError(format!("cannot read {path}: {refusal}"));
+    let refused =
+        |path: &str, refusal: Refusal| ReleaseError(format!("cannot read {path}: {refusal}"));
     if let Which::One { namespace, name } = which {
         let key = Key {
             namespace: Arc::clone(namespace),
@@ -184,7 +185,9 @@ async fn leave(connection: &Connection, service: &Arc<Service>) -> Result<(), Re
             },
         }
     }
-    Err(Refusal::Other("somebody writes it anew: is a weir still running?".to_owned()))
+    Err(Refusal::Other(
+        "somebody writes it anew: is a weir still running?".to_owned(),
+    ))
 }
 
 #[cfg(test)]

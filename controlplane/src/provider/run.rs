@@ -175,7 +175,9 @@ impl Provider {
         else {
             return;
         };
-        let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let now = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
         let patch = patch(&intent.service, &step, &now);
         let connection = self.connection.clone();
         self.busy.insert(key.clone());
@@ -280,7 +282,11 @@ async fn write_events(settings: Settings, mut events: mpsc::Receiver<Told>) {
         let result = match sent {
             Ok(_) => "ok",
             Err(refusal) => {
-                tracing::debug!(namespace = &*key.namespace, service = &*key.name, "event not written: {refusal}");
+                tracing::debug!(
+                    namespace = &*key.namespace,
+                    service = &*key.name,
+                    "event not written: {refusal}"
+                );
                 "failed"
             }
         };
@@ -289,7 +295,12 @@ async fn write_events(settings: Settings, mut events: mpsc::Receiver<Told>) {
     }
 }
 
-fn body_of(service: &Service, event: &Event, identity: &str, now: jiff::Timestamp) -> serde_json::Value {
+fn body_of(
+    service: &Service,
+    event: &Event,
+    identity: &str,
+    now: jiff::Timestamp,
+) -> serde_json::Value {
     let key = &service.meta.key;
     let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     // As client-go names them. A name has 253 characters at most.

@@ -13,9 +13,7 @@ use super::patch::patch;
 use super::plan::{Step, next};
 use super::queue::Queue;
 use crate::load_balancer::EndpointCounts;
-use crate::object::{
-    CLEANUP_FINALIZER, FINALIZER, Key, Kind, Object, Service, SourceId,
-};
+use crate::object::{CLEANUP_FINALIZER, FINALIZER, Key, Kind, Object, Service, SourceId};
 use crate::reason::Reason;
 use crate::source::parse::Reader;
 use crate::status::{ServiceStatus, State};
@@ -64,11 +62,20 @@ impl Server {
     fn apply(&mut self, step: &Step) {
         let service = self.service();
         let patch = patch(&service, step, NOW);
-        assert_eq!(patch.body["metadata"]["uid"], "u-1", "a Service made anew refuses it");
+        assert_eq!(
+            patch.body["metadata"]["uid"], "u-1",
+            "a Service made anew refuses it"
+        );
         let is_status = patch.path.ends_with("/services/web/status");
         assert_eq!(is_status, matches!(step, Step::Publish(_)));
-        let finalizers = self.value["metadata"]["finalizers"].as_array_mut().expect("a list");
-        for added in patch.body["metadata"]["finalizers"].as_array().into_iter().flatten() {
+        let finalizers = self.value["metadata"]["finalizers"]
+            .as_array_mut()
+            .expect("a list");
+        for added in patch.body["metadata"]["finalizers"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
             finalizers.push(added.clone());
         }
         let gone = &patch.body["metadata"]["$deleteFromPrimitiveList/finalizers"];
@@ -77,7 +84,9 @@ impl Server {
         if let Some(ingress) = status["loadBalancer"].get("ingress") {
             self.value["status"]["loadBalancer"]["ingress"] = ingress.clone();
         }
-        let conditions = self.value["status"]["conditions"].as_array_mut().expect("a list");
+        let conditions = self.value["status"]["conditions"]
+            .as_array_mut()
+            .expect("a list");
         for condition in status["conditions"].as_array().into_iter().flatten() {
             conditions.retain(|c| c["type"] != condition["type"]);
             if condition["$patch"] != "delete" {
@@ -87,12 +96,16 @@ impl Server {
     }
 
     fn finalizers(&self) -> Vec<&str> {
-        let all = self.value["metadata"]["finalizers"].as_array().expect("a list");
+        let all = self.value["metadata"]["finalizers"]
+            .as_array()
+            .expect("a list");
         all.iter().filter_map(|f| f.as_str()).collect()
     }
 
     fn condition(&self, kind: &str) -> Option<&serde_json::Value> {
-        let all = self.value["status"]["conditions"].as_array().expect("a list");
+        let all = self.value["status"]["conditions"]
+            .as_array()
+            .expect("a list");
         all.iter().find(|c| c["type"] == kind)
     }
 
@@ -149,9 +162,16 @@ fn class() -> serde_json::Value {
 #[test]
 fn the_finalizer_comes_first_and_the_address_once_it_is_live() {
     let mut server = Server::with(class());
-    let waiting = ServiceStatus { settling: true, ..status(State::Pending, &["192.0.2.1"]) };
+    let waiting = ServiceStatus {
+        settling: true,
+        ..status(State::Pending, &["192.0.2.1"])
+    };
     let steps = server.converge(true, &waiting);
-    assert_eq!(steps, [Step::Claim(vec![FINALIZER])], "nothing is published yet");
+    assert_eq!(
+        steps,
+        [Step::Claim(vec![FINALIZER])],
+        "nothing is published yet"
+    );
     let steps = server.converge(true, &status(State::Serving, &["192.0.2.1", "2001:db8::1"]));
     assert!(matches!(&steps[..], [Step::Publish(_)]));
     assert_eq!(
@@ -159,9 +179,15 @@ fn the_finalizer_comes_first_and_the_address_once_it_is_live() {
         json!([{"ip": "192.0.2.1", "ipMode": "Proxy"}, {"ip": "2001:db8::1", "ipMode": "Proxy"}])
     );
     let serving = server.condition("weir.dev/Serving").expect("written");
-    assert_eq!((&serving["status"], &serving["reason"]), (&json!("True"), &json!("Serving")));
+    assert_eq!(
+        (&serving["status"], &serving["reason"]),
+        (&json!("True"), &json!("Serving"))
+    );
     assert_eq!(serving["lastTransitionTime"], NOW);
-    assert!(server.condition("example.com/Other").is_some(), "others' stay");
+    assert!(
+        server.condition("example.com/Other").is_some(),
+        "others' stay"
+    );
     assert_eq!(server.finalizers(), ["example.com/other", FINALIZER]);
 }
 
@@ -174,7 +200,10 @@ fn the_standard_finalizer_is_for_services_without_a_class() {
     assert_eq!(steps[0], Step::Claim(vec![CLEANUP_FINALIZER, FINALIZER]));
     // LoadBalancer -> ClusterIP: the class is wiped; ours by our finalizer alone.
     let steps = server.converge(false, &status(State::Refused, &[]));
-    assert!(matches!(&steps[..], [Step::Publish(_), Step::Release(_)]), "{steps:?}");
+    assert!(
+        matches!(&steps[..], [Step::Publish(_), Step::Release(_)]),
+        "{steps:?}"
+    );
     assert_eq!(server.finalizers(), ["example.com/other"]);
     assert_eq!(server.value["status"]["loadBalancer"]["ingress"], json!([]));
     assert!(server.condition("weir.dev/Serving").is_none());
@@ -185,8 +214,14 @@ fn the_standard_finalizer_is_for_services_without_a_class() {
 fn it_is_released_only_when_its_address_is_free() {
     let mut server = Server::with(class());
     server.converge(true, &status(State::Serving, &["192.0.2.1"]));
-    assert_eq!(server.converge(false, &status(State::Serving, &["192.0.2.1"])), []);
-    assert_eq!(server.converge(false, &status(State::Refused, &[])).len(), 2);
+    assert_eq!(
+        server.converge(false, &status(State::Serving, &["192.0.2.1"])),
+        []
+    );
+    assert_eq!(
+        server.converge(false, &status(State::Refused, &[])).len(),
+        2
+    );
     // And somebody else's is never touched.
     let mut foreign = Server::with(json!({"loadBalancerClass": "example.com/lb"}));
     foreign.value["status"]["loadBalancer"]["ingress"] = json!([{"ip": "198.51.100.1"}]);
@@ -197,32 +232,56 @@ fn it_is_released_only_when_its_address_is_free() {
 fn without_endpoints_the_address_stays() {
     let mut server = Server::with(class());
     let closed = ServiceStatus {
-        reasons: vec![Reason::NoUsableEndpoint { not_ready: 2, terminating: 0 }],
+        reasons: vec![Reason::NoUsableEndpoint {
+            not_ready: 2,
+            terminating: 0,
+        }],
         ..status(State::Closed, &["192.0.2.1"])
     };
     server.converge(true, &closed);
-    assert_eq!(server.value["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.1");
+    assert_eq!(
+        server.value["status"]["loadBalancer"]["ingress"][0]["ip"],
+        "192.0.2.1"
+    );
     let serving = server.condition("weir.dev/Serving").expect("written");
-    assert_eq!((&serving["status"], &serving["reason"]), (&json!("False"), &json!("NoUsableEndpoint")));
+    assert_eq!(
+        (&serving["status"], &serving["reason"]),
+        (&json!("False"), &json!("NoUsableEndpoint"))
+    );
 }
 
 #[test]
 fn an_address_that_is_lost_is_withdrawn_at_once_and_the_next_published_when_live() {
     let mut server = Server::with(class());
     server.converge(true, &status(State::Serving, &["192.0.2.1"]));
-    let moving = ServiceStatus { settling: true, ..status(State::Pending, &["192.0.2.2"]) };
+    let moving = ServiceStatus {
+        settling: true,
+        ..status(State::Pending, &["192.0.2.2"])
+    };
     server.converge(true, &moving);
     assert_eq!(server.value["status"]["loadBalancer"]["ingress"], json!([]));
     server.converge(true, &status(State::Serving, &["192.0.2.2"]));
-    assert_eq!(server.value["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.2");
+    assert_eq!(
+        server.value["status"]["loadBalancer"]["ingress"][0]["ip"],
+        "192.0.2.2"
+    );
     // A listener that fails later takes no address away.
     let failed = ServiceStatus {
-        reasons: vec![Reason::AddressNotAdded { address: ip("192.0.2.2"), problem: "x".into() }],
+        reasons: vec![Reason::AddressNotAdded {
+            address: ip("192.0.2.2"),
+            problem: "x".into(),
+        }],
         ..status(State::Pending, &["192.0.2.2"])
     };
     server.converge(true, &failed);
-    assert_eq!(server.value["status"]["loadBalancer"]["ingress"][0]["ip"], "192.0.2.2");
-    assert_eq!(server.condition("weir.dev/Serving").expect("written")["status"], "False");
+    assert_eq!(
+        server.value["status"]["loadBalancer"]["ingress"][0]["ip"],
+        "192.0.2.2"
+    );
+    assert_eq!(
+        server.condition("weir.dev/Serving").expect("written")["status"],
+        "False"
+    );
 }
 
 /// KEP-1435: every port is listed, with an error where there is one, and the condition says it.
@@ -253,7 +312,10 @@ fn a_port_that_cannot_be_served_is_said_per_port() {
 fn a_condition_keeps_the_time_of_its_last_change() {
     let mut server = Server::with(class());
     server.converge(true, &status(State::Serving, &["192.0.2.1"]));
-    for condition in server.value["status"]["conditions"].as_array_mut().expect("a list") {
+    for condition in server.value["status"]["conditions"]
+        .as_array_mut()
+        .expect("a list")
+    {
         condition["lastTransitionTime"] = json!("2026-01-01T00:00:00Z");
     }
     server.value["metadata"]["generation"] = json!(2);
@@ -263,7 +325,10 @@ fn a_condition_keeps_the_time_of_its_last_change() {
     assert_eq!(serving["observedGeneration"], 2);
     assert_eq!(serving["lastTransitionTime"], "2026-01-01T00:00:00Z");
     server.converge(true, &status(State::Closed, &["192.0.2.1"]));
-    assert_eq!(server.condition("weir.dev/Serving").expect("written")["lastTransitionTime"], NOW);
+    assert_eq!(
+        server.condition("weir.dev/Serving").expect("written")["lastTransitionTime"],
+        NOW
+    );
 }
 
 #[test]
@@ -287,7 +352,11 @@ fn failures_wait_longer_each_time_and_news_does_not_hurry_them() {
     assert_eq!(pauses, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
     queue.succeeded(&key, now);
     queue.add(&key, false, now);
-    assert_eq!(queue.next(), Some(now + Duration::from_secs(1)), "news of its health waits");
+    assert_eq!(
+        queue.next(),
+        Some(now + Duration::from_secs(1)),
+        "news of its health waits"
+    );
     queue.add(&key, true, now);
     assert_eq!(queue.next(), Some(now), "an address does not");
     queue.forget(&key);
@@ -300,21 +369,34 @@ fn the_story_is_told_once() {
     let mut story = Story::default();
     let told = |story: &mut Story, intent: &Intent| {
         let events = story.next(intent);
-        events.into_iter().map(|event| event.reason).collect::<Vec<_>>()
+        events
+            .into_iter()
+            .map(|event| event.reason)
+            .collect::<Vec<_>>()
     };
     let serving = status(State::Serving, &["192.0.2.1"]);
     let first = intent(&server.service(), true, &serving);
-    assert_eq!(told(&mut story, &first), ["EnsuringLoadBalancer", "IPAllocated", "EnsuredLoadBalancer"]);
+    assert_eq!(
+        told(&mut story, &first),
+        ["EnsuringLoadBalancer", "IPAllocated", "EnsuredLoadBalancer"]
+    );
     server.converge(true, &serving);
     let again = intent(&server.service(), true, &serving);
     assert_eq!(told(&mut story, &again), [""; 0]);
     for not_ready in [3, 2, 1] {
         let closed = ServiceStatus {
-            reasons: vec![Reason::NoUsableEndpoint { not_ready, terminating: 0 }],
+            reasons: vec![Reason::NoUsableEndpoint {
+                not_ready,
+                terminating: 0,
+            }],
             ..status(State::Closed, &["192.0.2.1"])
         };
         let events = told(&mut story, &intent(&server.service(), true, &closed));
-        let expected: &[&str] = if not_ready == 3 { &["UnAvailableLoadBalancer"] } else { &[] };
+        let expected: &[&str] = if not_ready == 3 {
+            &["UnAvailableLoadBalancer"]
+        } else {
+            &[]
+        };
         assert_eq!(events, expected, "numbers alone are no news");
     }
     let leaving = intent(&server.service(), false, &status(State::Refused, &[]));
@@ -323,7 +405,14 @@ fn the_story_is_told_once() {
     // A process that starts later finds it published, and tells nothing anew.
     let mut later = Story::default();
     assert_eq!(told(&mut later, &again), [""; 0]);
-    let moved = intent(&server.service(), true, &status(State::Serving, &["192.0.2.9"]));
+    let moved = intent(
+        &server.service(),
+        true,
+        &status(State::Serving, &["192.0.2.9"]),
+    );
     let mut later = Story::default();
-    assert_eq!(told(&mut later, &moved), ["AddressNotKept", "IPAllocated", "EnsuredLoadBalancer"]);
+    assert_eq!(
+        told(&mut later, &moved),
+        ["AddressNotKept", "IPAllocated", "EnsuredLoadBalancer"]
+    );
 }

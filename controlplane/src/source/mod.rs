@@ -6,7 +6,8 @@
 //! - `parse`: JSON value -> [`Object`](crate::object::Object), the same for every source;
 //! - `file`: one file's text -> objects and problems;
 //! - `scan`: a directory's files as a value; what changed between two (PURE);
-//! - `directory`: the thin I/O around it.
+//! - `directory`: the thin I/O around it;
+//! - `kubernetes`: an API server.
 //!
 //! Everything read here is hostile: it is bounded, never a panic, and one bad object spoils no
 //! other.
@@ -16,6 +17,7 @@ mod field;
 pub mod file;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
+pub mod kubernetes;
 pub mod parse;
 mod place;
 pub mod scan;
@@ -42,7 +44,8 @@ pub enum Level {
 pub struct Problem {
     /// How bad it is.
     pub level: Level,
-    /// Where. Line and column are 1 if it is the file or directory as a whole.
+    /// Where. Line and column are 1 if it is the file or directory as a whole; 0 if it is no file
+    /// but a path on an API server.
     pub location: Location,
     /// The object in question, as far as its name can be read.
     pub object: Option<Key>,

@@ -10,7 +10,8 @@ use anyhow::Context;
 use controlplane::control::{self, Command, Control};
 use controlplane::measure;
 use controlplane::object::SourceId;
-use controlplane::source::directory;
+use controlplane::provider::Outbox;
+use controlplane::source::{directory, kubernetes};
 use controlplane::state;
 use controlplane::translate::Rules;
 use lb_core::plane::{Config, Engine, Limits, Plane};
@@ -19,8 +20,10 @@ use lb_core::table::{HashKey, TableBuilder};
 use super::lock::lock;
 use super::places;
 use super::ports::{Ports, Watch};
+use super::provider::Provider;
 use super::view::View;
 use crate::check;
+use crate::exit::Usage;
 use crate::settings::{EngineName, Settings};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
@@ -30,6 +33,7 @@ use crate::version::VERSION;
 pub struct Appliance {
     plane: Plane,
     control: Control,
+    provider: Option<Provider>,
     admin: Option<Server>,
     view: Arc<View>,
     ports: Watch,
@@ -63,15 +67,28 @@ impl Appliance {
         notes.for_each(|note| tracing::warn!("hash key: {note}"));
 
         // Judged before a thread runs: a mistake in the settings is a mistake of the command.
-        let control_settings = control_settings(&settings, &state_dir)?;
+        let mut control_settings = control_settings(&settings, &state_dir)?;
+        let outbox = Outbox::default();
+        let cluster = control_settings.kubernetes.as_ref();
+        let connection = cluster.map(|cluster| cluster.connection.clone());
+        control_settings.provider = cluster.map(|_| (kubernetes::SOURCE, outbox.clone()));
         let table = TableBuilder::new(HashKey(key.bytes)).freeze();
         let config = config(&settings);
         let workers = config.workers;
         let plane =
             Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
         let registry = Registry::start(&[(measure::PROGRAMMING, &measure::PROGRAMMING_BOUNDS)])?;
-        let control = Control::start(control_settings, plane.handle(), table, registry.recorder())
-            .context("cannot start the control plane")?;
+        let recorder = registry.recorder();
+        let control = Control::start(
+            control_settings,
+            plane.handle(),
+            table,
+            Arc::clone(&recorder),
+        )
+        .context("cannot start the control plane")?;
+        let provider = connection
+            .map(|connection| Provider::start(connection, outbox, &settings.class, recorder));
+        let provider = provider.transpose()?;
         let ports = Ports::new(settings.source_addresses.clone());
         let view = View::new(
             plane.handle(),
@@ -79,6 +96,7 @@ impl Appliance {
             registry,
             dropped,
             Arc::clone(&ports),
+            provider.as_ref().map(Provider::health),
         );
         let view = Arc::new(view);
         let ports = Watch::start(ports)?;
@@ -104,6 +122,7 @@ impl Appliance {
         Ok(Appliance {
             plane,
             control,
+            provider,
             admin,
             view,
             ports,
@@ -151,11 +170,16 @@ impl Appliance {
         let Appliance {
             plane,
             control,
+            provider,
             admin,
             view: _,
             ports,
             lock,
         } = self;
+        // The lease first: another process may take over while this one ends.
+        if let Some(provider) = provider {
+            provider.stop();
+        }
         plane.stop();
         control.stop();
         drop(admin);
@@ -203,12 +227,32 @@ fn control_settings(
         pools: settings.pools(own)?,
         defaults: settings.defaults(),
         directories: directories.collect(),
+        kubernetes: cluster(settings, state_dir)?,
         state_dir: Some(state_dir.to_owned()),
         status_dir: settings.status_dir.clone(),
         vip_interface: settings.vip_interface.clone(),
         drain_timeout: settings.drain_timeout,
         confirm_deletions: settings.confirm_deletions,
+        provider: None,
     })
+}
+
+/// The API server, if one is to be served.
+fn cluster(
+    settings: &Settings,
+    state_dir: &std::path::Path,
+) -> anyhow::Result<Option<kubernetes::Settings>> {
+    let Some(access) = settings.access() else {
+        return Ok(None);
+    };
+    let connection = kubernetes::Connection::start(access).map_err(|error| match error {
+        kubernetes::ConnectionError::Access(error) => anyhow::Error::from(Usage(error.to_string())),
+        error => error.into(),
+    })?;
+    let namespaces = settings.namespaces.iter().map(|name| Arc::from(&**name));
+    let state_dir = Some(state_dir.to_owned());
+    let cluster = kubernetes::Settings::new(connection, namespaces.collect(), state_dir);
+    Ok(Some(cluster))
 }
 
 fn pools_text(settings: &Settings) -> String {

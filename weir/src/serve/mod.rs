@@ -1,6 +1,7 @@
 //! `weir serve`: settings in, an appliance out, until a signal ends it.
 //!
 //! - `appliance`: data plane, control plane and admin listener, wired and started in order;
+//! - `cluster`: what readiness and metrics say of an API server's watches;
 //! - `gauges`: what the metrics say of the control plane and the process;
 //! - `places`: where the state and the admin socket go when nobody said;
 //! - `ports`: how many local ports are in use towards backends;
@@ -8,20 +9,23 @@
 //! - `view`: what the admin listener sees of the other two.
 
 mod appliance;
+mod cluster;
 mod gauges;
 mod lock;
 mod places;
 mod ports;
+mod provider;
 mod view;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use controlplane::source::kubernetes::IN_CLUSTER_VARIABLE;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::ServeArgs;
 use crate::exit::Usage;
-use crate::settings::{self, Settings};
+use crate::settings::{self, Layer, Settings};
 use crate::telemetry::Telemetry;
 pub use appliance::Appliance;
 
@@ -38,9 +42,16 @@ pub fn run(args: Box<ServeArgs>) -> anyhow::Result<ExitCode> {
     layer.log = layer.log.or_else(|| std::env::var("RUST_LOG").ok());
     let file = settings::load(config.as_deref())?;
     let problems = settings::judge(&layer, &file, config.as_deref());
+    let said = |layer: &Layer| {
+        layer.manifests.is_some() || layer.kubeconfig.is_some() || layer.in_cluster.is_some()
+    };
+    let in_a_pod = std::env::var_os(IN_CLUSTER_VARIABLE).is_some();
+    if in_a_pod && !said(&layer) && !said(&file) {
+        layer.in_cluster = Some(true);
+    }
     let settings = Settings::new(layer, file);
-    if settings.manifests.is_none() {
-        let hint = "say where the Services are: weir serve --manifests DIR (or manifests: in the settings file)";
+    if settings.manifests.is_none() && settings.access().is_none() {
+        let hint = "say where the Services are: weir serve --manifests DIR or --kubeconfig FILE (or manifests: or kubeconfig: in the settings file)";
         return Err(Usage(hint.to_owned()).into());
     }
     if !problems.is_empty() {

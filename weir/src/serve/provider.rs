@@ -1,6 +1,7 @@
 //! Writes back to the API server what became of its Services, while this process is the one that
 //! may.
 
+use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,8 +38,8 @@ impl Provider {
         class: &str,
         recorder: Recorder,
     ) -> anyhow::Result<Provider> {
-        let host = rustix::system::uname();
-        let host: Arc<str> = host.nodename().to_string_lossy().into();
+        let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let host: Arc<str> = host.trim().into();
         let mut random = [0; 4];
         getrandom::fill(&mut random)?;
         let identity = format!("{host}_{:08x}", u32::from_ne_bytes(random));
@@ -97,7 +98,13 @@ fn lease_of(class: &str) -> String {
     if class == "weir.dev/l4" {
         return LEASE.to_owned();
     }
-    let fits = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let fits = |c: char| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_lowercase()
+        } else {
+            '-'
+        }
+    };
     let name: String = class.chars().take(200).map(fits).collect();
     format!("{LEASE}-{}", name.trim_matches('-'))
 }

@@ -4,19 +4,20 @@
 use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use admin_api::metrics::{Kind, Page, Registry};
 use admin_api::view::{Check, Endpoints, Level, Port, Reason, Service, State, Version};
 use controlplane::control::{Command, Desk};
+use controlplane::provider::Health;
 use controlplane::reason::CONFIRM;
 use controlplane::source;
 use controlplane::status::{self, ServiceStatus, Snapshot};
 use lb_core::plane::{Chosen, Handle, ListenerState, Report};
 use lb_core::table::Protocol;
 
-use super::gauges;
 use super::ports::Ports;
+use super::{cluster, gauges};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
 
@@ -34,6 +35,7 @@ pub struct View {
     registry: Registry,
     dropped: Dropped,
     ports: Arc<Ports>,
+    provider: Option<Health>,
     draining: AtomicBool,
 }
 
@@ -45,14 +47,19 @@ impl View {
         registry: Registry,
         dropped: Dropped,
         ports: Arc<Ports>,
+        provider: Option<Health>,
     ) -> View {
-        registry.record(gauges::describe);
+        registry.record(|| {
+            gauges::describe();
+            cluster::describe();
+        });
         View {
             plane,
             desk,
             registry,
             dropped,
             ports,
+            provider,
             draining: AtomicBool::new(false),
         }
     }
@@ -110,6 +117,11 @@ impl admin_api::Appliance for View {
             deletions(&snapshot),
             self.ports.seen().check(),
         ];
+        checks.extend(cluster::check(&self.desk.watches(), Instant::now()));
+        checks.extend(self.provider.as_ref().map(|health| match health.say() {
+            (true, text) => Check::good("provider", text),
+            (false, text) => Check::warning("provider", text),
+        }));
         if snapshot.restarts > 0 {
             let message = format!(
                 "the control task was started anew {} times after a panic: please report it",
@@ -145,6 +157,7 @@ impl admin_api::Appliance for View {
         self.registry.record(|| {
             gauges::set(&snapshot, &report, driver, rejected, self.dropped.count());
             gauges::set_ports(ports.used.as_ref());
+            cluster::set(&self.desk.watches(), Instant::now());
         });
         self.registry.render()
     }
@@ -252,7 +265,7 @@ fn first_list(snapshot: &Snapshot) -> Check {
         true => Check::good("first-list", "complete"),
         false => Check::failed(
             "first-list",
-            "no complete list of the sources was seen yet; check that the directory of --manifests exists and can be read",
+            "no complete list of the sources was seen yet; check that the directory of --manifests exists and can be read, and what the check watches says of a cluster",
         ),
     }
 }

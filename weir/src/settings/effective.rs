@@ -9,6 +9,7 @@ use std::time::Duration;
 use admin_api::Address;
 use controlplane::allocate::{PoolError, Pools};
 use controlplane::compile::Defaults;
+use controlplane::source::kubernetes::Access;
 
 use super::layer::Layer;
 use super::values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span};
@@ -17,6 +18,9 @@ use super::values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, Pool
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     pub manifests: Option<PathBuf>,
+    pub kubeconfig: Option<PathBuf>,
+    pub in_cluster: bool,
+    pub namespaces: Vec<String>,
     pub pools: Vec<PoolEntry>,
     /// `None`: the first of the default places that can be made.
     pub admin: Option<AdminAddress>,
@@ -55,6 +59,9 @@ impl Settings {
     pub fn new(over: Layer, under: Layer) -> Settings {
         let Layer {
             manifests,
+            kubeconfig,
+            in_cluster,
+            namespaces,
             pools,
             admin,
             state_dir,
@@ -88,8 +95,15 @@ impl Settings {
                 .map_or(Duration::from_secs(default), |s| s.0)
         };
         let millis = Duration::from_millis(250);
+        let kubeconfig = kubeconfig.or(under.kubeconfig);
+        let in_cluster = in_cluster.or(under.in_cluster).unwrap_or(false);
+        // In a cluster somebody else may serve what has no class.
+        let of_a_cluster = in_cluster || kubeconfig.is_some();
         Settings {
             manifests: manifests.or(under.manifests),
+            kubeconfig,
+            in_cluster,
+            namespaces: whole(namespaces, under.namespaces),
             pools: whole(pools, under.pools),
             admin: admin.or(under.admin),
             state_dir: state_dir.or(under.state_dir),
@@ -100,7 +114,9 @@ impl Settings {
             class: class
                 .or(under.class)
                 .unwrap_or_else(|| "weir.dev/l4".to_owned()),
-            default_provider: default_provider.or(under.default_provider).unwrap_or(true),
+            default_provider: default_provider
+                .or(under.default_provider)
+                .unwrap_or(!of_a_cluster),
             zone: zone.or(under.zone),
             node_port_addresses: whole(node_port_addresses, under.node_port_addresses),
             vip_interface: vip_interface.or(under.vip_interface),
@@ -148,6 +164,14 @@ impl Settings {
             ..Layer::default()
         };
         Ok(Settings::new(layer, Layer::default()))
+    }
+
+    /// How the API server is reached, if there is one to serve.
+    pub fn access(&self) -> Option<Access> {
+        match &self.kubeconfig {
+            Some(kubeconfig) => Some(Access::Kubeconfig(kubeconfig.clone())),
+            None => self.in_cluster.then_some(Access::InCluster),
+        }
     }
 
     /// Addresses that are this appliance's own and never a Service's: node-port fronts, those that

@@ -122,6 +122,7 @@ impl Settings {
         if let Err(message) = parse_filter(&self.log) {
             wrong(&["log"], message);
         }
+        self.cluster(&mut wrong);
         let manifests = self.manifests.as_ref();
         // One that is missing may be mounted later.
         if let Some(file) = manifests.filter(|path| path.is_file()) {
@@ -138,6 +139,24 @@ impl Settings {
             }
         }
         mistakes
+    }
+
+    /// What there is to say of a cluster without looking at it.
+    fn cluster(&self, wrong: &mut impl FnMut(&[&'static str], String)) {
+        if self.in_cluster && self.kubeconfig.is_some() {
+            let message = "both name a cluster; keep one of them";
+            wrong(&["kubeconfig", "inCluster"], message.to_owned());
+        }
+        for (at, namespace) in self.namespaces.iter().enumerate() {
+            let message = if !is_label(namespace) {
+                format!("{namespace:?} is no namespace: a to z, 0 to 9 and -, 1 to 63 of them")
+            } else if self.namespaces[..at].contains(namespace) {
+                format!("{namespace} stands there twice; give each once")
+            } else {
+                continue;
+            };
+            wrong(&["namespaces"], message);
+        }
     }
 
     /// The limits are those of the table's builder and of the plane.
@@ -203,16 +222,24 @@ impl Settings {
             wrong(&["vipInterface"], message);
         }
         let paths = [
-            ("manifests", &self.manifests),
-            ("stateDir", &self.state_dir),
-            ("statusDir", &self.status_dir),
+            ("manifests", &self.manifests, "directory"),
+            ("kubeconfig", &self.kubeconfig, "file"),
+            ("stateDir", &self.state_dir, "directory"),
+            ("statusDir", &self.status_dir, "directory"),
         ];
-        for (name, path) in paths {
+        for (name, path, what) in paths {
             if path.as_ref().is_some_and(|path| *path == PathBuf::new()) {
-                wrong(&[name], "is empty; write a directory".to_owned());
+                wrong(&[name], format!("is empty; write a {what}"));
             }
         }
     }
+}
+
+/// RFC 1123: what a namespace may be named.
+fn is_label(text: &str) -> bool {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let ends = text.starts_with('-') || text.ends_with('-');
+    (1..=63).contains(&text.len()) && text.chars().all(fits) && !ends
 }
 
 /// As settings are written.
@@ -269,6 +296,8 @@ mod tests {
             "--source-address 192.0.2.1,2001:db8::1",
             "--vip-interface bond0.100 --zone eu-1a --log weir=debug",
             "--manifests a --state-dir b --status-dir c",
+            "--kubeconfig a --namespaces shop,web-1 --manifests b",
+            "--in-cluster --namespaces kube-system",
             "--log WARN,weir=debug,controlplane=trace --manifests src",
             "--log off",
             // Whether it can run is the kernel's to say, at the start.
@@ -352,6 +381,15 @@ mod tests {
                 ["vipInterface: ", "ip link"],
             ),
             ("--class=", ["class: ", "weir.dev/l4"]),
+            (
+                "--kubeconfig a --in-cluster",
+                ["kubeconfig, inCluster: ", "keep one"],
+            ),
+            (
+                "--namespaces a,B",
+                ["--namespaces or WEIR_NAMESPACES: ", "a to z"],
+            ),
+            ("--namespaces a,a", ["namespaces: a stands", "twice"]),
             ("--zone=", ["zone: ", "leave it out"]),
             (
                 "--manifests m --status-dir m/",

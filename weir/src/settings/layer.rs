@@ -26,6 +26,24 @@ pub struct Layer {
     #[arg(long, env = "WEIR_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
+    /// Serve the Services of the cluster that this kubeconfig's current context names.
+    #[arg(long, env = "WEIR_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Serve the cluster that this runs in, by the pod's service account. Default: true in a pod,
+    /// if neither manifests nor a kubeconfig are given.
+    #[arg(long, env = "WEIR_IN_CLUSTER", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub in_cluster: Option<bool>,
+
+    /// Watch these namespaces of the cluster alone. Repeatable. Default: all of them.
+    #[arg(
+        long = "namespaces",
+        env = "WEIR_NAMESPACES",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub namespaces: Vec<String>,
+
     /// Addresses to give to Services: CIDR, FIRST-LAST or one address, with NAME= before it if
     /// the pool has a name. Repeatable.
     #[arg(
@@ -67,7 +85,8 @@ pub struct Layer {
     #[arg(long, env = "WEIR_CLASS", value_name = "CLASS")]
     pub class: Option<String>,
 
-    /// Also serve Services without a loadBalancerClass. Default: true for a directory.
+    /// Also serve Services without a loadBalancerClass. Default: true for a directory, false for a
+    /// cluster.
     #[arg(long, env = "WEIR_DEFAULT_PROVIDER", value_name = "BOOL")]
     pub default_provider: Option<bool>,
 

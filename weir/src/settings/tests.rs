@@ -1,6 +1,7 @@
 use super::file::parse;
 use super::*;
 use clap::Parser;
+use controlplane::source::kubernetes::Access;
 
 #[derive(Parser)]
 struct Only {
@@ -21,6 +22,9 @@ fn problem(text: &str) -> String {
 fn the_file_holds_every_setting() {
     let text = "
 manifests: /etc/weir/manifests.d
+kubeconfig: /etc/weir/kubeconfig
+inCluster: false
+namespaces: [shop]
 pools: [192.0.2.0/28, public=2001:db8::1-2001:db8::f]
 admin: 127.0.0.1:9090
 stateDir: /var/lib/weir
@@ -85,6 +89,18 @@ fn flag_over_file_over_default() {
     );
     assert_eq!(default.connect_timeout.as_millis(), 250);
     assert_eq!(default.drain_timeout.as_secs(), 30);
+}
+
+#[test]
+fn what_has_no_class_is_served_from_a_directory_and_in_a_cluster_on_request() {
+    let serves = |line: &str| Settings::new(flags(line), Layer::default()).default_provider;
+    assert!(serves("--manifests m"));
+    assert!(!serves("--kubeconfig k") && !serves("--in-cluster"));
+    assert!(serves("--kubeconfig k --default-provider true"));
+    let of = |line: &str| Settings::new(flags(line), Layer::default()).access();
+    assert_eq!(of("--manifests m"), None);
+    assert_eq!(of("--in-cluster"), Some(Access::InCluster));
+    assert_eq!(of("--kubeconfig k"), Some(Access::Kubeconfig("k".into())));
 }
 
 #[test]

@@ -19,6 +19,9 @@ use sink::Sink;
 /// Lines that wait for the sink at most: what a start with 2,000 Services says at once.
 const QUEUE_LINES: usize = 4096;
 
+/// The API server's client, as its log lines name it; mute unless asked for.
+const CLIENT: &str = "kube_client";
+
 /// The running log; kept until the end of the process.
 #[derive(Debug)]
 pub struct Telemetry {
@@ -80,8 +83,16 @@ pub fn parse_filter(text: &str) -> Result<EnvFilter, String> {
             "{word} is no level: error, warn, info, debug, trace, or target=level"
         ));
     }
-    EnvFilter::try_new(text)
-        .map_err(|error| format!("filter {text:?}: {error}; write for example info or weir=debug"))
+    let filter = EnvFilter::try_new(text).map_err(|error| {
+        format!("filter {text:?}: {error}; write for example info or weir=debug")
+    })?;
+    // It says every failed request once more, without an end; the source says what fails and when.
+    Ok(
+        match (text.contains(CLIENT), format!("{CLIENT}=off").parse()) {
+            (false, Ok(mute)) => filter.add_directive(mute),
+            _ => filter,
+        },
+    )
 }
 
 fn text_dropped(lines: u64) -> String {

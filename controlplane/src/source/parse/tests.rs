@@ -214,7 +214,10 @@ fn what_an_api_server_keeps_is_read_only_where_it_was_asked_for() {
             {"type": "weir.dev/Serving", "status": "True", "reason": "Serving", "message": "m",
              "observedGeneration": 2, "lastTransitionTime": "2026-01-01T00:00:00Z"},
             {"type": "example.com/Other", "status": "True"}]});
-    assert_eq!(good_service(&value).stored, crate::object::Stored::default());
+    assert_eq!(
+        good_service(&value).stored,
+        crate::object::Stored::default()
+    );
     let found = stored(&value);
     assert!(found.finalizer && !found.cleanup_finalizer);
     assert_eq!(found.generation, 3);

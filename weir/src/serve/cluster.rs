@@ -1,0 +1,199 @@
+//! What readiness and metrics say of the watches of an API server.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use admin_api::view::Check;
+use controlplane::source::kubernetes::{Origin, STALE_AFTER, Scope, Watch};
+use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
+
+/// The check's name.
+const NAME: &str = "watches";
+
+type Watches = BTreeMap<Scope, Watch>;
+
+/// How the watches fare; `None` if there are none.
+pub fn check(watches: &Watches, now: Instant) -> Option<Check> {
+    if watches.is_empty() {
+        return None;
+    }
+    let wrong = watches
+        .iter()
+        .filter_map(|(scope, watch)| wrong(scope, watch, now));
+    let wrong: Vec<String> = wrong.collect();
+    let nothing = watches
+        .values()
+        .any(|watch| watch.origin == Origin::Nothing);
+    let text = wrong.join("; ");
+    Some(match (wrong.is_empty(), nothing) {
+        (true, _) => {
+            let scopes: Vec<_> = watches.keys().map(ToString::to_string).collect();
+            Check::good(NAME, format!("{} are watched", scopes.join(", ")))
+        }
+        (false, true) => Check::failed(NAME, text),
+        (false, false) => Check::warning(NAME, text),
+    })
+}
+
+fn wrong(scope: &Scope, watch: &Watch, now: Instant) -> Option<String> {
+    let age = watch.age(now);
+    let mut parts = Vec::new();
+    match watch.origin {
+        Origin::Nothing => parts.push("no complete list yet".to_owned()),
+        Origin::Kept => parts.push(
+            "what was seen before the start is served until there is a complete list".to_owned(),
+        ),
+        Origin::Listed => {}
+    }
+    if age >= STALE_AFTER {
+        let said = format!("stale: nothing was heard for {}s", age.as_secs());
+        parts.push(said);
+    }
+    parts.extend(watch.failure.as_ref().map(ToString::to_string));
+    (!parts.is_empty()).then(|| format!("{scope}: {}", parts.join(", ")))
+}
+
+/// Says what each number is.
+pub fn describe() {
+    describe_gauge!(
+        "weir_watch_staleness_seconds",
+        Unit::Seconds,
+        "Since the API server last said anything, by kind: the longest of its watches."
+    );
+    describe_counter!(
+        "weir_watch_lists_total",
+        Unit::Count,
+        "Complete lists of the API server."
+    );
+    describe_counter!(
+        "weir_watch_failures_total",
+        Unit::Count,
+        "Lists and watches that failed, by why."
+    );
+    describe_counter!(
+        "weir_watch_objects_refused_total",
+        Unit::Count,
+        "Objects of the API server that were not read, by why."
+    );
+}
+
+/// Sets the numbers.
+pub fn set(watches: &Watches, now: Instant) {
+    let mut kinds: BTreeMap<String, Vec<&Watch>> = BTreeMap::new();
+    for (scope, watch) in watches {
+        kinds.entry(scope.kind.to_string()).or_default().push(watch);
+    }
+    for (kind, watches) in kinds {
+        let ages = watches.iter().map(|watch| watch.age(now));
+        let oldest = ages.max().unwrap_or(Duration::ZERO);
+        gauge!("weir_watch_staleness_seconds", "kind" => kind.clone()).set(oldest);
+        let lists = watches.iter().map(|watch| watch.lists).sum();
+        counter!("weir_watch_lists_total", "kind" => kind.clone()).absolute(lists);
+        for (reason, count) in sums(watches.iter().map(|watch| &watch.failures)) {
+            counter!("weir_watch_failures_total", "kind" => kind.clone(), "reason" => reason)
+                .absolute(count);
+        }
+        for (reason, count) in sums(watches.iter().map(|watch| &watch.refused)) {
+            counter!("weir_watch_objects_refused_total", "kind" => kind.clone(), "reason" => reason)
+                .absolute(count);
+        }
+    }
+}
+
+fn sums<'a>(
+    all: impl Iterator<Item = &'a BTreeMap<&'static str, u64>>,
+) -> BTreeMap<&'static str, u64> {
+    let mut sums = BTreeMap::new();
+    for (reason, count) in all.flatten() {
+        *sums.entry(*reason).or_default() += count;
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use admin_api::metrics::Registry;
+    use admin_api::view::Level;
+    use controlplane::object::Kind;
+    use controlplane::source::kubernetes::Failure;
+
+    use super::*;
+
+    fn watches(origin: Origin, age: u64, failure: Option<Failure>, now: Instant) -> Watches {
+        let scope = Scope {
+            kind: Kind::EndpointSlice,
+            namespace: Some("shop".into()),
+        };
+        let watch = Watch {
+            begun: now,
+            contact: now.checked_sub(Duration::from_secs(age)),
+            origin,
+            failure,
+            lists: 3,
+            failures: [("gone", 2), ("busy", 0)].into(),
+            refused: [("malformed", 5)].into(),
+        };
+        [(scope, watch)].into()
+    }
+
+    #[test]
+    fn a_check_says_what_is_wrong_with_which_watch() {
+        let now = Instant::now() + Duration::from_secs(3_600);
+        let checked = |origin, age, failure| {
+            let check = check(&watches(origin, age, failure, now), now).expect("there are some");
+            (check.level, check.message)
+        };
+        let (level, message) = checked(Origin::Listed, 29, None);
+        assert_eq!(
+            (level, &*message),
+            (Level::Good, "endpointslices in namespace shop are watched")
+        );
+        let (level, message) = checked(Origin::Listed, 30, None);
+        assert_eq!(level, Level::Warning);
+        assert!(
+            message.contains("stale: nothing was heard for 30s"),
+            "{message}"
+        );
+        let (level, message) = checked(Origin::Kept, 1, Some(Failure::Unauthorized));
+        assert_eq!(level, Level::Warning);
+        assert!(
+            message.contains("before the start") && message.contains("401"),
+            "{message}"
+        );
+        let (level, message) = checked(Origin::Nothing, 1, Some(Failure::Gone));
+        assert_eq!(level, Level::Failed);
+        assert!(message.contains("no complete list yet"), "{message}");
+        assert!(check(&Watches::new(), now).is_none());
+    }
+
+    #[test]
+    fn numbers_are_by_kind_and_described() {
+        let now = Instant::now() + Duration::from_secs(3_600);
+        let registry = Registry::start(&[]).expect("registry");
+        registry.record(|| {
+            describe();
+            set(&watches(Origin::Listed, 7, None, now), now);
+        });
+        let text = registry.render();
+        for line in [
+            "weir_watch_staleness_seconds{kind=\"EndpointSlice\"} 7",
+            "weir_watch_lists_total{kind=\"EndpointSlice\"} 3",
+            "weir_watch_failures_total{kind=\"EndpointSlice\",reason=\"gone\"} 2",
+            "weir_watch_failures_total{kind=\"EndpointSlice\",reason=\"busy\"} 0",
+            "weir_watch_objects_refused_total{kind=\"EndpointSlice\",reason=\"malformed\"} 5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        for family in [
+            "staleness_seconds",
+            "lists_total",
+            "failures_total",
+            "objects_refused_total",
+        ] {
+            assert!(
+                text.contains(&format!("# HELP weir_watch_{family} ")),
+                "{text}"
+            );
+        }
+    }
+}
