@@ -1,6 +1,6 @@
 //! The source against a scripted API server, over real sockets, and the store behind it.
 
-mod server;
+pub(crate) mod server;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ struct Harness {
     directory: tempfile::TempDir,
 }
 
-fn kubeconfig(server: &Server, directory: &Path, user: &str) -> PathBuf {
+pub(crate) fn kubeconfig(server: &Server, directory: &Path, user: &str) -> PathBuf {
     let authority = directory.join("ca.crt");
     let (scheme, named) = match &server.authority {
         Some(pem) => {
@@ -405,6 +405,46 @@ fn k3_a_token_that_is_no_longer_known_is_read_anew_at_once() {
         let last = asked.last().and_then(|asked| asked.authorization.clone());
         last.as_deref() == Some("Bearer three")
     });
+}
+
+#[test]
+fn k3_a_credential_plugin_is_asked_again_and_a_new_authority_is_trusted() {
+    let mut server = Server::start_tls();
+    server.want_token("one");
+    server.put(service("shop", "web", 80));
+    let directory = tempfile::tempdir().expect("temp");
+    let plugin = directory.path().join("plugin");
+    let token = directory.path().join("token-of-the-plugin");
+    std::fs::write(&token, "one").expect("write");
+    let text = format!(
+        "#!/bin/sh\nprintf '{{\"kind\":\"ExecCredential\",\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{{\"token\":\"%s\"}}}}' \"$(cat {})\"\n",
+        token.display()
+    );
+    std::fs::write(&plugin, text).expect("write");
+    let user = format!(
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: /bin/sh, args: [\"{}\"]}}",
+        plugin.display()
+    );
+    let mut harness = Harness::with(&server, times(), &[], &user, directory);
+    harness.complete();
+    server.want_token("two");
+    std::fs::write(&token, "two").expect("write");
+    server.put(service("shop", "web", 81));
+    harness.until("asked again", |now| now.ports("shop/web") == [81]);
+    // The server comes back with a certificate that the old authority does not vouch for.
+    server.stop();
+    let authority = server.renew();
+    server.put(service("shop", "web", 82));
+    server.start_again();
+    harness.until("not trusted", |now| {
+        now.problems()
+            .iter()
+            .any(|said| said.contains("certificate"))
+    });
+    std::fs::write(harness.directory.path().join("ca.crt"), authority).expect("write");
+    harness.until("trusted", |now| now.ports("shop/web") == [82]);
+    harness.until("well", |now| now.problems().is_empty());
+    assert_eq!(harness.fewest, 1);
 }
 
 #[test]
