@@ -408,6 +408,40 @@ fn k3_a_token_that_is_no_longer_known_is_read_anew_at_once() {
 }
 
 #[test]
+fn k3_a_kubeconfig_that_breaks_is_said_and_not_hammered() {
+    let server = Server::start_tls();
+    server.want_token("one");
+    server.put(service("shop", "web", 80));
+    let directory = tempfile::tempdir().expect("temp");
+    let mut harness = Harness::with(&server, times(), &[], "token: one", directory);
+    harness.complete();
+    let path = harness.directory.path().join("kubeconfig");
+    let good = std::fs::read_to_string(&path).expect("read");
+    // What was made of it before is used on.
+    std::fs::write(&path, "current-context: none").expect("write");
+    server.put(service("shop", "web", 81));
+    harness.until("used on", |now| now.ports("shop/web") == [81]);
+    harness.hear(times().watch * 2);
+    assert_eq!(harness.problems(), [""; 0]);
+    // Until it is refused.
+    server.want_token("two");
+    harness.until("said", |now| {
+        now.problems()
+            .iter()
+            .any(|said| said.contains("no context named \"none\""))
+    });
+    harness.rescan.notify_one();
+    let before = harness.watch(Kind::Service).failures["unconfigured"];
+    harness.hear(Duration::from_secs(1));
+    let tries = harness.watch(Kind::Service).failures["unconfigured"] - before;
+    assert!(tries < 10, "{tries} tries in a second");
+    std::fs::write(&path, good.replace("token: one", "token: two")).expect("write");
+    server.put(service("shop", "web", 82));
+    harness.until("mended", |now| now.ports("shop/web") == [82]);
+    harness.until("well", |now| now.problems().is_empty());
+}
+
+#[test]
 fn k3_a_credential_plugin_is_asked_again_and_a_new_authority_is_trusted() {
     let mut server = Server::start_tls();
     server.want_token("one");
