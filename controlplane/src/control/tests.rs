@@ -11,9 +11,12 @@ use std::time::{Duration, Instant};
 use lb_core::plane::{Config, Plane};
 use lb_core::table::{HashKey, TableBuilder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use serde_json::json;
 
 use super::*;
 use crate::object::SourceId;
+use crate::source::kubernetes::tests::kubeconfig;
+use crate::source::kubernetes::tests::server::Server;
 use crate::status::State;
 
 const SOON: Duration = Duration::from_secs(10);
@@ -275,6 +278,70 @@ fn a_thousand_services_load_in_two_seconds() {
     // The promise is 2 s in a release build with the machine to itself.
     assert!(took < Duration::from_secs(6), "{took:?}");
     println!("1,000 Services in {took:?}");
+}
+
+#[test]
+fn a_cluster_becomes_addresses_and_survives_a_panic_and_a_restart_without_it() {
+    let server = Server::start();
+    let put = |name: &str, backend: SocketAddr| {
+        server.put(json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "n", "uid": name},
+            "spec": {"type": "LoadBalancer", "ports": [{"name": "p", "port": 7_000}]},
+        }));
+        server.put(json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": format!("{name}-1"), "namespace": "n", "uid": format!("{name}-1"),
+                "labels": {"kubernetes.io/service-name": name}},
+            "addressType": "IPv4", "ports": [{"name": "p", "port": backend.port()}],
+            "endpoints": [{"addresses": [backend.ip()]}],
+        }));
+    };
+    put("web", backend("one"));
+    let Bench {
+        directory,
+        mut settings,
+        control,
+        plane,
+        ..
+    } = Bench::start(28);
+    control.expect("running").stop();
+    plane.stop();
+    let kubeconfig = kubeconfig(&server, directory.path(), "");
+    let access = kubernetes::Access::Kubeconfig(kubeconfig);
+    let connection = kubernetes::Connection::start(access).expect("a way to it");
+    let state_dir = settings.state_dir.clone();
+    settings.directories.clear();
+    settings.kubernetes = Some(kubernetes::Settings::new(connection, Vec::new(), state_dir));
+    let bench = Bench::on(directory, settings);
+    let vip = bench.serving("web");
+    assert_eq!(ask(vip).expect("served"), "one");
+    let watches = bench.desk().watches();
+    assert_eq!(watches.len(), 2);
+
+    assert!(bench.desk().command(Command::Panic));
+    eventually("started anew", || {
+        (bench.desk().snapshot().restarts == 1).then_some(())
+    });
+    put("web", backend("two"));
+    eventually("the new endpoint", || {
+        (ask(vip).ok()? == "two").then_some(())
+    });
+    assert_eq!(bench.serving("web"), vip, "no address moved");
+
+    let kept = bench.directory.path().join("state/cluster.jsonl");
+    eventually("kept", || {
+        let text = fs::read_to_string(&kept).ok()?;
+        (text.lines().count() == 4).then_some(())
+    });
+    server.stop();
+    let bench = bench.restart();
+    assert_eq!(bench.serving("web"), vip, "served of what was kept");
+    let kept = kubernetes::Origin::Kept;
+    let watches = bench.desk().watches();
+    assert!(
+        watches.values().all(|watch| watch.origin == kept),
+        "and said to be old"
+    );
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub struct Lease {
     pub client: Client,
     /// Which one; see [`Connection::give_up`].
     pub number: u64,
+    /// The address of the API server that it speaks to.
+    pub server: Arc<str>,
 }
 
 #[derive(Debug)]
@@ -166,10 +168,15 @@ impl Connection {
             Ok((client, files, server)) => {
                 current.count += 1;
                 let number = current.count;
-                let lease = Lease { client, number };
+                let server: Arc<str> = server.into();
+                let lease = Lease {
+                    client,
+                    number,
+                    server: Arc::clone(&server),
+                };
                 current.made = Some((lease.clone(), files));
                 current.failed = None;
-                *self.0.server.lock().unwrap_or_else(PoisonError::into_inner) = server.into();
+                *self.0.server.lock().unwrap_or_else(PoisonError::into_inner) = server;
                 Ok(lease)
             }
             Err(problem) => {

@@ -1,5 +1,6 @@
 //! Why a list or watch does not work: a closed set, and for each what to do.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backoff::Answer;
@@ -18,9 +19,11 @@ pub enum Failure {
     },
     /// No connection, no handshake, or one that was cut.
     #[error(
-        "the API server cannot be reached: {problem}; check that it runs, its address in the kubeconfig, and the network between"
+        "the API server {server} cannot be reached: {problem}; check that it runs, its address and certificate-authority in the kubeconfig, and the network between"
     )]
     Unreachable {
+        /// Its address.
+        server: Arc<str>,
         /// As the client says it.
         problem: String,
     },

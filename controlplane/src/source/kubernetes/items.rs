@@ -345,6 +345,26 @@ mod tests {
     }
 
     #[test]
+    fn k5_a_list_of_100_mib_takes_the_memory_of_an_item() {
+        let item = format!("{{\"metadata\":{{\"x\":\"{}\"}}}},", "y".repeat(64 << 10));
+        let mut items = Items::default();
+        let mut count = 0;
+        let mut push = |items: &mut Items, text: &str| {
+            let pushed = items.push(text.as_bytes(), |_| count += 1);
+            pushed.expect("it is bounded");
+        };
+        push(&mut items, r#"{"kind":"ServiceList","metadata":{"resourceVersion":"1"},"items":["#);
+        for _ in 0..1_600 {
+            push(&mut items, &item);
+        }
+        push(&mut items, "{}]}");
+        let kept = items.item.bytes.capacity() + items.rest.capacity();
+        assert!(kept < 4 * item.len(), "{kept}");
+        assert!(items.finish("Service").is_ok());
+        assert_eq!(count, 1_601);
+    }
+
+    #[test]
     fn what_stands_beside_the_items_is_bounded() {
         let text = format!("{{\"kind\":\"{}\"", "x".repeat(2 * MAX_REST));
         assert_eq!(cut(text.as_bytes(), 4096).1, Err(ListError::TooLarge));

@@ -37,7 +37,7 @@ mod scope;
 mod snapshot;
 mod store;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watcher;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! One request and its answer, every wait with an end: thin I/O.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, StatusCode, header};
@@ -29,6 +30,7 @@ pub(super) struct Patience {
 #[derive(Debug)]
 pub(super) struct Answer {
     body: Body,
+    server: Arc<str>,
     idle: Duration,
     begun: Instant,
     end: Instant,
@@ -54,12 +56,13 @@ pub(super) async fn get(
     let sent = timeout_at(begun + patience.begin, lease.client.send(request)).await;
     let response = match sent {
         Err(_) => return Err(silent(patience.begin)),
-        Ok(Err(error)) => return Err(unsent(&error)),
+        Ok(Err(error)) => return Err(unsent(&lease.server, &error)),
         Ok(Ok(response)) => response,
     };
     let (parts, body) = response.into_parts();
     let mut answer = Answer {
         body,
+        server: Arc::clone(&lease.server),
         idle: patience.idle,
         begun,
         end: begun + patience.whole,
@@ -102,8 +105,7 @@ impl Answer {
                 Err(_) => return Err(silent(waited)),
                 Ok(None) => return Ok(None),
                 Ok(Some(Err(error))) => {
-                    let problem = chain(&error);
-                    return Err(Failure::Unreachable { problem });
+                    return Err(unreachable(&self.server, &error));
                 }
                 Ok(Some(Ok(frame))) => frame,
             };
@@ -138,10 +140,18 @@ fn garbage(problem: String) -> Failure {
     Failure::Garbage { problem }
 }
 
-fn unsent(error: &kube::Error) -> Failure {
-    let problem = chain(error);
+fn unsent(server: &Arc<str>, error: &kube::Error) -> Failure {
     match error {
-        kube::Error::Auth(_) => Failure::Unconfigured { problem },
-        _ => Failure::Unreachable { problem },
+        kube::Error::Auth(_) => Failure::Unconfigured {
+            problem: chain(error),
+        },
+        _ => unreachable(server, error),
     }
+}
+
+fn unreachable(server: &Arc<str>, error: &kube::Error) -> Failure {
+    // The client's own word for all of them says nothing.
+    let problem = chain(error).replace("ServiceError: ", "");
+    let server = Arc::clone(server);
+    Failure::Unreachable { server, problem }
 }

@@ -366,12 +366,11 @@ impl Watcher {
         }
         let wait = self.backoff.wait(failure.answer(), chance());
         tracing::debug!(scope = %self.scope, ?wait, "{failure}");
-        let mut orders = self.orders.clone();
         tokio::select! {
             () = sleep(wait) => Ok(()),
             () = self.reports.closed() => Err(Closed),
-            // Somebody asks for it now.
-            ordered = orders.changed() => match ordered {
+            // Somebody asks for it now: once for each order, whatever comes of it.
+            ordered = self.orders.changed() => match ordered {
                 Ok(()) => {
                     self.version = None;
                     Ok(())

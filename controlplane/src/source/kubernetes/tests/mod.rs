@@ -1,6 +1,6 @@
 //! The source against a scripted API server, over real sockets, and the store behind it.
 
-mod server;
+pub(crate) mod server;
 mod store;
 
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ struct Harness {
     directory: tempfile::TempDir,
 }
 
-fn kubeconfig(server: &Server, directory: &Path, user: &str) -> PathBuf {
+pub(crate) fn kubeconfig(server: &Server, directory: &Path, user: &str) -> PathBuf {
     let authority = directory.join("ca.crt");
     let (scheme, named) = match &server.authority {
         Some(pem) => {
@@ -405,6 +405,80 @@ fn k3_a_token_that_is_no_longer_known_is_read_anew_at_once() {
         let last = asked.last().and_then(|asked| asked.authorization.clone());
         last.as_deref() == Some("Bearer three")
     });
+}
+
+#[test]
+fn k3_a_kubeconfig_that_breaks_is_said_and_not_hammered() {
+    let server = Server::start_tls();
+    server.want_token("one");
+    server.put(service("shop", "web", 80));
+    let directory = tempfile::tempdir().expect("temp");
+    let mut harness = Harness::with(&server, times(), &[], "token: one", directory);
+    harness.complete();
+    let path = harness.directory.path().join("kubeconfig");
+    let good = std::fs::read_to_string(&path).expect("read");
+    // What was made of it before is used on.
+    std::fs::write(&path, "current-context: none").expect("write");
+    server.put(service("shop", "web", 81));
+    harness.until("used on", |now| now.ports("shop/web") == [81]);
+    harness.hear(times().watch * 2);
+    assert_eq!(harness.problems(), [""; 0]);
+    // Until it is refused.
+    server.want_token("two");
+    harness.until("said", |now| {
+        now.problems()
+            .iter()
+            .any(|said| said.contains("no context named \"none\""))
+    });
+    harness.rescan.notify_one();
+    let before = harness.watch(Kind::Service).failures["unconfigured"];
+    harness.hear(Duration::from_secs(1));
+    let tries = harness.watch(Kind::Service).failures["unconfigured"] - before;
+    assert!(tries < 10, "{tries} tries in a second");
+    std::fs::write(&path, good.replace("token: one", "token: two")).expect("write");
+    server.put(service("shop", "web", 82));
+    harness.until("mended", |now| now.ports("shop/web") == [82]);
+    harness.until("well", |now| now.problems().is_empty());
+}
+
+#[test]
+fn k3_a_credential_plugin_is_asked_again_and_a_new_authority_is_trusted() {
+    let mut server = Server::start_tls();
+    server.want_token("one");
+    server.put(service("shop", "web", 80));
+    let directory = tempfile::tempdir().expect("temp");
+    let plugin = directory.path().join("plugin");
+    let token = directory.path().join("token-of-the-plugin");
+    std::fs::write(&token, "one").expect("write");
+    let text = format!(
+        "#!/bin/sh\nprintf '{{\"kind\":\"ExecCredential\",\"apiVersion\":\"client.authentication.k8s.io/v1\",\"status\":{{\"token\":\"%s\"}}}}' \"$(cat {})\"\n",
+        token.display()
+    );
+    std::fs::write(&plugin, text).expect("write");
+    let user = format!(
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: /bin/sh, args: [\"{}\"]}}",
+        plugin.display()
+    );
+    let mut harness = Harness::with(&server, times(), &[], &user, directory);
+    harness.complete();
+    server.want_token("two");
+    std::fs::write(&token, "two").expect("write");
+    server.put(service("shop", "web", 81));
+    harness.until("asked again", |now| now.ports("shop/web") == [81]);
+    // The server comes back with a certificate that the old authority does not vouch for.
+    server.stop();
+    let authority = server.renew();
+    server.put(service("shop", "web", 82));
+    server.start_again();
+    harness.until("not trusted", |now| {
+        now.problems()
+            .iter()
+            .any(|said| said.contains("certificate"))
+    });
+    std::fs::write(harness.directory.path().join("ca.crt"), authority).expect("write");
+    harness.until("trusted", |now| now.ports("shop/web") == [82]);
+    harness.until("well", |now| now.problems().is_empty());
+    assert_eq!(harness.fewest, 1);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 /// What is asked of a server.
 #[derive(Clone, Debug)]
-pub(super) struct Asked {
+pub(crate) struct Asked {
     /// Without the query.
     pub path: String,
     /// By name.
@@ -37,7 +37,7 @@ impl Asked {
 
 /// What a server does instead of what it should.
 #[derive(Clone, Debug)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// This status, with a Status object.
     Status(u16),
     /// 200 with this body, whatever it is.
@@ -95,7 +95,7 @@ impl Shared {
 }
 
 /// The running server.
-pub(super) struct Server {
+pub(crate) struct Server {
     shared: Arc<Shared>,
     pub address: SocketAddr,
     /// PEM of the authority, if it speaks TLS.
@@ -181,6 +181,13 @@ impl Server {
         };
         self.shared.lock().stopped = false;
         self.serve(listener);
+    }
+
+    /// Has another certificate from the next start on; returns its authority.
+    pub fn renew(&mut self) -> String {
+        let (authority, config) = tls();
+        self.tls = Some(config);
+        authority
     }
 
     /// From now on only who has this token is known.
