@@ -15,7 +15,7 @@ MIRI ?= slab:: timer:: affinity:: table::radix conn::tests flow::tests flow::mod
 # are committed, those of a selection are not.
 BENCH_TO = $(if $(TESTS)$(PEERS)$(MODE)$(ROUNDS)$(BENCH_ARGS),target/bench,benches/results --readme benches/README.md)
 
-.PHONY: help demo test check bench bench-quick micro soak fuzz miri loom fmt setup-build setup-test setup-bench setup-nightly
+.PHONY: help demo test check bench bench-quick micro soak fuzz miri loom fmt setup-build setup-test setup-kubernetes setup-bench setup-nightly
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: setup-build ## build Weir and watch it roll backends under load (no root, 
 	$(CARGO) build --release --locked -p weir
 	@target/release/weir demo $(DEMO)
 
-test: setup-build setup-test ## run every test; ends with what ran, and what was skipped and why
+test: setup-build setup-test setup-kubernetes ## run every test; ends with what ran, and what was skipped and why
 	@weir/tests/run.sh
 
 check: setup-build ## formatting, clippy and rustdoc, warnings denied
@@ -42,7 +42,7 @@ bench-quick: setup-build setup-bench bench-build ## Weir against HAProxy and ngi
 micro: setup-build ## run the micro benches (TESTS=filter selects)
 	$(CARGO) bench --locked -p benches -- $(TESTS)
 
-soak: setup-build setup-test ## the long forms of the tests: minutes to an hour, before a release
+soak: setup-build setup-test setup-kubernetes ## the long forms of the tests: minutes to an hour, before a release
 	@WEIR_SOAK=$(SOAK) weir/tests/run.sh --release --workspace -- --include-ignored
 
 fuzz: setup-build setup-nightly ## fuzz conn, flow and the manifests, FUZZ_SECONDS each (nightly)
@@ -73,6 +73,10 @@ setup-build:
 setup-test:
 	@deploy/packages.sh ip=iproute2 nginx=nginx-light iperf3=iperf3 dig=dnsutils dnsmasq=dnsmasq-base \
 	  curl=curl nft=nftables setpriv=util-linux ping=iputils-ping iptables=iptables
+
+# The real Kubernetes that tests run Weir against. Without Go those tests are skipped.
+setup-kubernetes:
+	@weir/tests/kubernetes/build.sh || echo "Kubernetes was not built: the tests on it will be skipped"
 
 # The other load balancers. Without PyPI there is no Envoy, and the bench says so.
 setup-bench:

@@ -11,6 +11,7 @@
 //! VIPs come from 10.1.0.64/26 and fd01::64:0/112, on the client's own link.
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
+pub mod cluster;
 pub mod machine;
 pub mod manifest;
 pub mod net;

@@ -1,0 +1,204 @@
+//! What kubelets do to the objects of a cluster, and what its controller makes of them.
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::{CONVERGED, Cluster};
+
+/// A Pod that the test has made.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    addresses: Vec<IpAddr>,
+}
+
+/// One address of an EndpointSlice. A condition that is absent reads as its default (true, true,
+/// false).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)]
+pub struct Endpoint {
+    /// Of the slice's address family.
+    pub address: IpAddr,
+    /// May have new connections.
+    pub ready: bool,
+    /// Answers, even if it is about to end.
+    pub serving: bool,
+    /// Its Pod is being deleted.
+    pub terminating: bool,
+    /// The Node that it is on.
+    pub node: Option<String>,
+}
+
+impl Cluster {
+    /// Makes a Node that is ready, with these InternalIPs (one of each family at most).
+    #[track_caller]
+    pub fn node(&self, name: &str, internal_ips: &[IpAddr], labels: &[(&str, &str)]) {
+        self.apply(&pretty(&json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": object(labels)},
+        })));
+        let internal = |ip| json!({"type": "InternalIP", "address": ip});
+        let addresses: Vec<Value> = internal_ips.iter().map(internal).collect();
+        let status = json!({"addresses": addresses, "conditions": [condition("Ready", true)]});
+        self.patch_status(&["node", name], &status);
+    }
+
+    /// Makes a Pod on a Node that runs and is ready, with these addresses (one of each family at
+    /// most).
+    #[track_caller]
+    pub fn pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+        node: &str,
+        addresses: &[IpAddr],
+    ) -> Pod {
+        self.apply(&pretty(&json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": namespace, "name": name, "labels": object(labels)},
+            "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
+        })));
+        let pod = Pod {
+            namespace: namespace.into(),
+            name: name.into(),
+            addresses: addresses.to_vec(),
+        };
+        self.set_ready(&pod, true);
+        pod
+    }
+
+    /// Reports the Pod ready or not, as its kubelet would when a probe changes its mind. A Pod
+    /// that is being deleted can go on being ready: it is then serving and terminating.
+    #[track_caller]
+    pub fn set_ready(&self, pod: &Pod, ready: bool) {
+        let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let status = json!({
+            "phase": "Running",
+            "podIP": pod.addresses.first(),
+            "podIPs": ips,
+            "conditions": [condition("Ready", ready), condition("ContainersReady", ready)],
+        });
+        self.patch_status(&["pod", "-n", &pod.namespace, &pod.name], &status);
+    }
+
+    /// Deletes the Pod. With a grace period (whole seconds) it is there, terminating, until
+    /// [`Cluster::end_pod`]: no kubelet ends it.
+    #[track_caller]
+    pub fn delete_pod(&self, pod: &Pod, grace: Duration) {
+        if grace.is_zero() {
+            return self.end_pod(pod);
+        }
+        let grace = format!("--grace-period={}", grace.as_secs());
+        self.delete(pod, &[&grace, "--wait=false"]);
+    }
+
+    /// Removes the Pod at once, as its kubelet does when its containers have ended.
+    #[track_caller]
+    pub fn end_pod(&self, pod: &Pod) {
+        self.delete(pod, &["--grace-period=0", "--force"]);
+    }
+
+    /// All endpoints of a Service, from all its EndpointSlices, by address.
+    #[track_caller]
+    pub fn endpoints(&self, namespace: &str, service: &str) -> Vec<Endpoint> {
+        let label = format!("kubernetes.io/service-name={service}");
+        let list = self.get(&["endpointslices", "-n", namespace, "-l", &label]);
+        let mut all: Vec<Endpoint> = array(&list["items"])
+            .iter()
+            .flat_map(|slice| array(&slice["endpoints"]))
+            .map(endpoint)
+            .collect();
+        all.sort_by_key(|endpoint| endpoint.address);
+        all
+    }
+
+    /// Waits until the endpoints of a Service satisfy `holds`, within [`CONVERGED`]; they.
+    #[track_caller]
+    pub fn wait_endpoints(
+        &self,
+        namespace: &str,
+        service: &str,
+        what: &str,
+        holds: impl Fn(&[Endpoint]) -> bool,
+    ) -> Vec<Endpoint> {
+        let deadline = Instant::now() + CONVERGED;
+        loop {
+            let found = self.endpoints(namespace, service);
+            if holds(&found) {
+                return found;
+            }
+            let late = Instant::now() >= deadline;
+            assert!(!late, "{service}: never {what}: {found:#?}{}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    #[track_caller]
+    fn delete(&self, pod: &Pod, flags: &[&str]) {
+        let mut all = vec!["delete", "pod", "-n", &pod.namespace, &pod.name];
+        all.extend(flags);
+        self.kubectl(&all);
+    }
+
+    #[track_caller]
+    fn patch_status(&self, object: &[&str], status: &Value) {
+        let patch = json!({"status": status}).to_string();
+        let mut all = vec![
+            "patch",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            &patch,
+        ];
+        all.extend(object);
+        self.kubectl(&all);
+    }
+}
+
+fn endpoint(json: &Value) -> Endpoint {
+    let condition = |name, default| json["conditions"][name].as_bool().unwrap_or(default);
+    Endpoint {
+        address: json["addresses"][0].as_str().unwrap().parse().unwrap(),
+        ready: condition("ready", true),
+        serving: condition("serving", true),
+        terminating: condition("terminating", false),
+        node: json["nodeName"].as_str().map(str::to_owned),
+    }
+}
+
+fn condition(kind: &str, holds: bool) -> Value {
+    let status = if holds { "True" } else { "False" };
+    // The controller takes from here when the endpoints changed (last-change-trigger-time).
+    json!({"type": kind, "status": status, "lastTransitionTime": now()})
+}
+
+/// This second, as Kubernetes writes it.
+fn now() -> String {
+    let date = Command::new("date")
+        .args(["-u", "+%FT%TZ"])
+        .output()
+        .unwrap();
+    String::from_utf8(date.stdout).unwrap().trim().into()
+}
+
+fn object(labels: &[(&str, &str)]) -> Value {
+    let pairs = labels
+        .iter()
+        .map(|(key, value)| (key.to_string(), json!(value)));
+    Value::Object(pairs.collect())
+}
+
+fn array(json: &Value) -> &[Value] {
+    json.as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+fn pretty(json: &Value) -> String {
+    format!("{json:#}")
+}
