@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::cluster::{self, Cluster, Pod};
-use support::net::{Lab, POOL_V4, POOL_V6, pod_v4, pod_v6};
-use support::traffic::{TcpPod, UdpPod, ask, connect, exchange, read_name, udp};
+use support::net::{POOL_V4, POOL_V6, pod_v4, pod_v6};
+use support::traffic::{Load, TcpPod, UdpPod, ask, connect, exchange, read_name, udp};
 use support::weir::Weir;
 use support::*;
 
@@ -513,8 +513,7 @@ fn a_rolling_update_and_an_outage_of_the_api_server_lose_nothing() {
     let name = read_name(&mut live).unwrap();
     assert!(name.starts_with("web-"));
     let to = SocketAddr::from((address, 80));
-    let load =
-        support::traffic::Load::start(&stage.lab.client, 4, 200, move || ask(to).map(|_| ()));
+    let load = Load::start(&stage.lab.client, 4, 200, move || ask(to).map(|_| ()));
     for round in 2..6u16 {
         pods.push(stage.pod(round % 4, "web"));
         let old = pods.remove(0);
