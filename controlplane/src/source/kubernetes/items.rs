@@ -353,7 +353,10 @@ mod tests {
             let pushed = items.push(text.as_bytes(), |_| count += 1);
             pushed.expect("it is bounded");
         };
-        push(&mut items, r#"{"kind":"ServiceList","metadata":{"resourceVersion":"1"},"items":["#);
+        push(
+            &mut items,
+            r#"{"kind":"ServiceList","metadata":{"resourceVersion":"1"},"items":["#,
+        );
         for _ in 0..1_600 {
             push(&mut items, &item);
         }
