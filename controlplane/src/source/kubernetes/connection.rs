@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What making a client may take: a credential plugin may ask somebody far away.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// TCP and TLS to the API server.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT: Duration = Duration::from_secs(3);
 /// The longest silence on a connection: what a watch asks for, and some more.
 pub(super) const IDLE: Duration = Duration::from_secs(13);
 

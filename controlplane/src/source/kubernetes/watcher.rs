@@ -351,7 +351,9 @@ impl Watcher {
                     self.connection.give_up(lease.number);
                 }
             }
-            Failure::Forbidden { .. } | Failure::Unconfigured { .. } => {}
+            // Who may list and not watch is served by lists, as seldom as we may try.
+            Failure::Forbidden { .. } => self.version = None,
+            Failure::Unconfigured { .. } => {}
             _ if self.refusals >= MAX_REFUSALS => self.version = None,
             _ => {}
         }

@@ -795,6 +795,25 @@ fn a_missing_right_is_said_with_its_verb_and_blocks_only_its_kind() {
 }
 
 #[test]
+fn who_may_list_and_not_watch_is_served_by_lists() {
+    let server = Server::start();
+    server.put(service("shop", "web", 80));
+    server.always("watch", "/services", Fault::Status(403));
+    let mut harness = Harness::start(&server);
+    harness.complete();
+    server.put(service("shop", "web", 81));
+    harness.until("listed", |now| now.ports("shop/web") == [81]);
+    let problems = harness.problems();
+    assert!(
+        problems
+            .iter()
+            .all(|said| said.contains("forbidden: watch services")),
+        "{problems:?}"
+    );
+    assert_eq!(problems.len(), 1, "said all the while");
+}
+
+#[test]
 fn before_a_missing_right_is_granted_nothing_is_complete() {
     let server = Server::start();
     server.put(service("shop", "web", 80));

@@ -454,43 +454,33 @@ fn within(asked: &Asked, plural: &str, object: &Value) -> bool {
 }
 
 fn list(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result<()> {
-    let (objects, version, page) = {
-        let world = shared.lock();
-        let objects = world.objects.iter();
-        let objects: Vec<Value> = objects
-            .filter(|((plural, _, _), object)| within(asked, plural, object))
-            .map(|(_, object)| object.clone())
-            .collect();
-        (objects, world.version, world.page)
-    };
     let number = |name: &str| {
-        asked
-            .query
-            .get(name)
-            .and_then(|text| text.parse::<usize>().ok())
+        let text = asked.query.get(name)?;
+        text.parse::<usize>().ok()
     };
+    let world = shared.lock();
     // A token is good for one version of the world, as the real one's.
-    let token = asked
-        .query
-        .get("continue")
-        .and_then(|token| token.split_once("%2F"));
-    let (from, version) = match token {
-        Some((of, from)) if of == version.to_string() => (from.parse().unwrap_or(0), of.to_owned()),
-        Some(_) => return status(stream, 410),
-        None => (0, version.to_string()),
+    let now = world.version.to_string();
+    let token = asked.query.get("continue");
+    let from = match token.and_then(|token| token.split_once("%2F")) {
+        Some((of, from)) if of == now => from.parse().unwrap_or(0),
+        Some(_) => {
+            drop(world);
+            return status(stream, 410);
+        }
+        None => 0,
     };
-    let page = page.min(number("limit").unwrap_or(usize::MAX));
-    let left = objects.len().saturating_sub(from);
-    let next = match left > page {
-        true => format!("{version}/{}", from + page),
-        false => String::new(),
-    };
+    let page = world.page.min(number("limit").unwrap_or(usize::MAX));
+    let all = world.objects.iter();
+    let mut left = all
+        .filter(|((plural, _, _), object)| within(asked, plural, object))
+        .skip(from);
     // As Go writes them: the items do not say what they are.
-    let items: Vec<Value> = objects
-        .into_iter()
-        .skip(from)
+    let items: Vec<Value> = left
+        .by_ref()
         .take(page)
-        .map(|mut object| {
+        .map(|(_, object)| {
+            let mut object = object.clone();
             if let Some(fields) = object.as_object_mut() {
                 fields.remove("kind");
                 fields.remove("apiVersion");
@@ -498,12 +488,18 @@ fn list(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result<(
             object
         })
         .collect();
+    let next = match left.next() {
+        Some(_) => format!("{now}/{}", from + page),
+        None => String::new(),
+    };
+    drop(left);
+    drop(world);
     let kind = match asked.path.ends_with("/endpointslices") {
         true => "EndpointSliceList",
         false => "ServiceList",
     };
     let body = json!({"kind": kind, "apiVersion": "v1", "items": items,
-        "metadata": {"resourceVersion": version, "continue": next}});
+        "metadata": {"resourceVersion": now, "continue": next}});
     whole(stream, 200, "", body.to_string().as_bytes())
 }
 
