@@ -80,6 +80,12 @@ fn the_real_controller_makes_slices_of_pods_whose_status_the_test_writes() {
         node: Some("n1".into()),
     };
     expect("web", "ready", &[&ready]);
+    let slices = cluster.get(&["endpointslices", "-l", "kubernetes.io/service-name=web"]);
+    let annotations = &slices["items"][0]["metadata"]["annotations"];
+    assert!(
+        annotations["endpoints.kubernetes.io/last-change-trigger-time"].is_string(),
+        "it knows when the Pod became ready: {slices:#}"
+    );
 
     cluster.apply(WEB_OF_BOTH_FAMILIES);
     let ready_v6 = Endpoint {

@@ -23,8 +23,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// TCP and TLS to the API server.
 const CONNECT: Duration = Duration::from_secs(3);
-/// The longest silence on a connection: what a watch asks for, and some more.
-pub(super) const IDLE: Duration = Duration::from_secs(13);
+/// The longest silence on a connection, whoever waits at it: the source gives a watch up after 13 s,
+/// and says so before the client does.
+const IDLE: Duration = Duration::from_secs(15);
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]

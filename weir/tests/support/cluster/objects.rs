@@ -75,7 +75,8 @@ impl Cluster {
     }
 
     /// Reports the Pod ready or not, as its kubelet would when a probe changes its mind. A Pod
-    /// that is being deleted can go on being ready: it is then serving and terminating.
+    /// that is being deleted can go on being ready: it is then serving and terminating. Of two changes
+    /// within a second the controller dates the first alone (last-change-trigger-time).
     #[track_caller]
     pub fn set_ready(&self, pod: &Pod, ready: bool) {
         let ips: Vec<Value> = pod.addresses.iter().map(|ip| json!({"ip": ip})).collect();

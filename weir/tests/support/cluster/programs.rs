@@ -24,14 +24,17 @@ pub fn skip() -> bool {
         return false;
     }
     let missing = missing.join(", ");
-    let dir = match assets() {
-        Some(assets) => format!("KUBEBUILDER_ASSETS={}", assets.display()),
-        None => "target/kubernetes/bin".into(),
+    let (dir, remedy) = match assets() {
+        Some(dir) => (
+            format!("KUBEBUILDER_ASSETS={}", dir.display()),
+            "add it, or unset that and install Go",
+        ),
+        None => (
+            "target/kubernetes/bin".into(),
+            "install Go and type `make setup-kubernetes`, or set KUBEBUILDER_ASSETS",
+        ),
     };
-    println!(
-        "SKIP: everything on a Kubernetes cluster: no {missing} in {dir}; install Go, unset \
-         KUBEBUILDER_ASSETS and type `make setup-kubernetes`"
-    );
+    println!("SKIP: everything on a Kubernetes cluster: no {missing} in {dir}; {remedy}");
     true
 }
 
