@@ -11,9 +11,11 @@
 mod hostile;
 mod support;
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hostile::{Clients, Random, World};
@@ -53,25 +55,33 @@ fn open(weir: &Weir) -> (usize, usize) {
     (pipes, weir.descriptors() - pipes)
 }
 
-fn udp_client(to: SocketAddr, random: &mut Random, answered: &AtomicU64) {
+/// What was sent by anybody, as hashes: an answer that comes late finds another client at its port.
+type Sent = Mutex<HashSet<u64>>;
+
+fn hash(data: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    data.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn udp_client(to: SocketAddr, random: &mut Random, answered: &AtomicU64, sent: &Sent) {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect(to).unwrap();
     socket
         .set_read_timeout(Some(Duration::from_millis(20)))
         .unwrap();
     let mut buffer = [0; 65_536];
-    let mut sent: Vec<Vec<u8>> = Vec::new();
     for _ in 0..random.below(20) {
         let most = [1, 100, 1_400, 9_000, 60_000][random.below(5) as usize];
         let mut data = vec![0; random.below(most) as usize];
         Pattern::new(random.next()).fill(&mut data);
+        sent.lock().unwrap().insert(hash(&data));
         // A port without endpoints says so.
         let _ = socket.send(&data);
-        sent.push(data);
         if random.below(3) > 0
             && let Ok(n) = socket.recv(&mut buffer)
         {
-            let is_ours = sent.iter().any(|data| data[..] == buffer[..n]);
+            let is_ours = sent.lock().unwrap().contains(&hash(&buffer[..n]));
             assert!(is_ours, "{n} bytes came back that were never sent");
             answered.fetch_add(1, Ordering::Relaxed);
         }
@@ -139,13 +149,15 @@ fn churn(start: weir::Start) -> Weir {
         clients.start(10, &mut fork)
     });
     let answered = Arc::new(AtomicU64::new(0));
+    let sent = Arc::new(Sent::default());
     let udp: Vec<_> = (0..3)
         .map(|_| {
-            let (stop, answered, mut random): (Arc<AtomicBool>, _, _) =
-                (stop.clone(), answered.clone(), random.fork());
+            let (stop, answered, sent): (Arc<AtomicBool>, _, _) =
+                (stop.clone(), answered.clone(), sent.clone());
+            let mut random = random.fork();
             lab.client.spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    udp_client(udp_vip, &mut random, &answered);
+                    udp_client(udp_vip, &mut random, &answered, &sent);
                 }
             })
         })
