@@ -151,7 +151,9 @@ fn t8_narrow_links_with_short_queues_change_no_byte() {
     }
     let size = long(MIB, 32 * MIB);
     let plans = every_order(1, &Close::ORDERLY, &[size + 1, 65_537], Writes::Large);
-    play(&lab.client, &pairs(&peers, &vips), plans, 5);
+    // Five of 32 MiB take 70 s together on such a link.
+    let patience = Duration::from_secs(long(30, 300));
+    play_within(&lab.client, &pairs(&peers, &vips), plans, 5, patience);
     let statistics = lab.lb.out("tc", &["-s", "qdisc", "show", "dev", "back"]);
     let dropped = statistics.split("dropped ").nth(1).unwrap();
     let dropped = dropped.split([',', ' ']).next().unwrap();

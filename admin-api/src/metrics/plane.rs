@@ -243,7 +243,7 @@ fn workers(page: &mut Page, workers: &[WorkerTotals]) {
         (
             "weir_worker_ring_overflows_total",
             Kind::Counter,
-            "Completions that found their queue full and were kept aside by the kernel.",
+            "Waits after which the completion queue was full and the kernel kept more aside.",
             |w| w.ring_overflows,
         ),
         (

@@ -137,7 +137,7 @@ pub struct WorkerCounters {
     pub pipe_descriptors: Counter,
     /// Receives of bulk that were copied because there was no pipe to splice through.
     pub bulk_copied: Counter,
-    /// Completions that found their queue full and were kept aside by the kernel.
+    /// Waits after which the completion queue was full and the kernel kept more aside.
     pub ring_overflows: Counter,
     /// Submissions that found their queue full and went before their time.
     pub ring_full: Counter,

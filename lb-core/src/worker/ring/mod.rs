@@ -257,11 +257,12 @@ impl RingTcp {
             submissions_full,
             no_buffers,
             cancels,
+            overflows,
         } = ring.counts();
         counters.ring_full.set(submissions_full);
         counters.ring_no_buffers.set(no_buffers);
         counters.ring_cancels.set(cancels);
-        counters.ring_overflows.set(ring.overflows());
+        counters.ring_overflows.set(overflows);
         counters.ring_buffers.set(ring.buffers().lent().into());
         counters.ring_in_flight.set(ring.in_flight() as u64);
     }
