@@ -373,7 +373,7 @@ mod tests {
                     let bytes: Vec<u8> = ring.buffers().pieces(&chain).flatten().copied().collect();
                     assert_eq!(bytes, index, "its own bytes");
                     seen.push(owner.key.index());
-                    ring.discard(crate::uring::Payload::Chain(chain));
+                    ring.discard(Payload::Chain(chain));
                 }
             }
             if seen.len() == SOCKETS as usize {
