@@ -1,14 +1,14 @@
 //! Does what `plan` says, one step of a Service at a time, and writes down its events. Thin I/O,
 //! on the connection's own runtime.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::api::{Refusal, Write, send};
@@ -61,7 +61,7 @@ pub async fn run(settings: Settings) {
         story: Story::default(),
         record,
         writes: JoinSet::new(),
-        busy: BTreeSet::new(),
+        busy: HashMap::new(),
     };
     let _writer = AbortOnDrop(writer);
     let mut leads = settings.leads;
@@ -74,10 +74,11 @@ pub async fn run(settings: Settings) {
                 let now = *leads.borrow_and_update();
                 provider.lead(now);
             }
-            Some(done) = provider.writes.join_next(), if !provider.writes.is_empty() => {
-                // A panic in a write is a bug that its own hook has reported.
-                if let Ok(done) = done {
-                    provider.done(done);
+            Some(ended) = provider.writes.join_next_with_id(), if !provider.writes.is_empty() => {
+                match ended {
+                    Ok((id, done)) => provider.done(id, done),
+                    // A panic in a write is a bug that its own hook has reported.
+                    Err(error) => provider.failed(error.id()),
                 }
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() && free => {
@@ -114,7 +115,8 @@ struct Provider {
     story: Story,
     record: mpsc::Sender<Told>,
     writes: JoinSet<Done>,
-    busy: BTreeSet<Key>,
+    /// Whose write each is.
+    busy: HashMap<Id, Key>,
 }
 
 impl Provider {
@@ -164,7 +166,7 @@ impl Provider {
         let Some(key) = self.queue.pop(Instant::now()) else {
             return;
         };
-        if !self.leads || self.busy.contains(&key) {
+        if !self.leads || self.busy.values().any(|busy| *busy == key) {
             // Looked at again when that one is done.
             return;
         }
@@ -180,11 +182,12 @@ impl Provider {
             .to_string();
         let patch = patch(&intent.service, &step, &now);
         let connection = self.connection.clone();
-        self.busy.insert(key.clone());
-        self.writes.spawn(async move {
+        let busy = key.clone();
+        let write = self.writes.spawn(async move {
             let result = write(&connection, &key, &patch).await;
             Done { key, step, result }
         });
+        self.busy.insert(write.id(), busy);
     }
 
     fn tell(&self, service: &Arc<Service>, event: Event) {
@@ -197,9 +200,17 @@ impl Provider {
         metrics::with_local_recorder(&*self.recorder, || measure::wrote(result));
     }
 
-    fn done(&mut self, done: Done) {
+    /// A write panicked: tried again like one that was refused.
+    fn failed(&mut self, id: Id) {
+        if let Some(key) = self.busy.remove(&id) {
+            self.count("error");
+            self.queue.failed(&key, Instant::now());
+        }
+    }
+
+    fn done(&mut self, id: Id, done: Done) {
         let Done { key, step, result } = done;
-        self.busy.remove(&key);
+        self.busy.remove(&id);
         let now = Instant::now();
         let what = match step {
             Step::Publish(_) => "services/status",
