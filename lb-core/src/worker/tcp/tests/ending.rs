@@ -1,7 +1,7 @@
 //! FINs, resets and timeouts: each arrives as what it was, after what came before it.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -267,8 +267,9 @@ fn a_cut_resets_what_is_left() {
     proxy.settle_as(CloseReason::DrainDeadline, 1);
 }
 
-/// Sockets of this machine in TIME-WAIT, from `local` to `remote` (0: any port).
-fn time_waits(local: u16, remote: u16) -> usize {
+/// How many of these are in TIME-WAIT: pairs of a port here and one there. By both, since an old one
+/// may have either.
+fn time_waits(pairs: &[(u16, u16)]) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").expect("proc is mounted");
     let port = |field: &str| {
         let (_, port) = field.rsplit_once(':')?;
@@ -278,8 +279,8 @@ fn time_waits(local: u16, remote: u16) -> usize {
         let mut fields = line.split_whitespace().skip(1);
         let own = fields.next().and_then(port);
         let peer = fields.next().and_then(port);
-        let is = |wanted: u16, found: Option<u16>| wanted == 0 || found == Some(wanted);
-        fields.next() == Some("06") && is(local, own) && is(remote, peer)
+        let pair = own.zip(peer);
+        fields.next() == Some("06") && pair.is_some_and(|pair| pairs.contains(&pair))
     });
     waits.count()
 }
@@ -293,9 +294,13 @@ fn only_a_client_that_closes_first_leaves_a_port_waiting() {
     for (what, expected) in [("client", TIMES), ("server", 0), ("resets", 0), ("cut", 0)] {
         let (address, streams) = one_backend(V4);
         let proxy = Proxy::start(V4, &[address], policy());
+        let (mut dials, mut accepted) = (Vec::new(), Vec::new());
         for _ in 0..TIMES {
             let mut client = proxy.connect();
             let mut server = streams.recv_timeout(PATIENCE).expect("it is dialled");
+            let port = |end: std::io::Result<SocketAddr>| end.expect("connected").port();
+            dials.push((port(server.peer_addr()), address.port()));
+            accepted.push((proxy.address.port(), port(client.local_addr())));
             client.write_all(b"request").expect("open");
             server.read_exact(&mut [0; 7]).expect("it comes");
             match what {
@@ -319,10 +324,10 @@ fn only_a_client_that_closes_first_leaves_a_port_waiting() {
         }
         proxy.settle();
         until("the last segments have passed", || {
-            time_waits(0, address.port()) == expected
+            time_waits(&dials) == expected
         });
         // At the clients' side they hold no port of ours; a reset leaves none there either.
-        let ours = time_waits(proxy.address.port(), 0);
+        let ours = time_waits(&accepted);
         assert_eq!(ours, if what == "server" { TIMES } else { 0 }, "{what}");
     }
 }
