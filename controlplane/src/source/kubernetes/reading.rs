@@ -75,8 +75,8 @@ pub(super) enum WatchLine {
     Applied(Read, Option<String>),
     /// DELETED; `None` if not even its name can be read.
     Deleted(Option<Key>, Option<String>),
-    /// BOOKMARK.
-    Bookmark(Option<String>),
+    /// BOOKMARK; whether it ends the events that say what there was (KEP-3157).
+    Bookmark(Option<String>, bool),
     /// ERROR, with its status.
     Error(u16, String),
     /// Nothing that an API server says.
@@ -137,7 +137,10 @@ pub(super) fn line(reader: &mut Reader, scope: &Scope, piece: Piece<'_>) -> Watc
             let key = reader.key_of(&object).filter(|key| scope.holds(key));
             WatchLine::Deleted(key, version)
         }
-        "BOOKMARK" => WatchLine::Bookmark(version),
+        "BOOKMARK" => {
+            let is_end = &object["metadata"]["annotations"]["k8s.io/initial-events-end"];
+            WatchLine::Bookmark(version, is_end == "true")
+        }
         "ERROR" => {
             let code = object["code"]
                 .as_u64()
@@ -382,7 +385,10 @@ mod tests {
             panic!("deleted");
         };
         assert_eq!(&*key.uid, "u1");
-        assert!(matches!(read(event("BOOKMARK")), WatchLine::Bookmark(Some(v)) if v == "7"));
+        assert!(matches!(read(event("BOOKMARK")), WatchLine::Bookmark(Some(v), false) if v == "7"));
+        let mut end = event("BOOKMARK");
+        end["object"]["metadata"]["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        assert!(matches!(read(end), WatchLine::Bookmark(Some(_), true)));
         let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410}});
         assert!(matches!(read(gone), WatchLine::Error(410, _)));
         assert!(matches!(read(event("MOVED")), WatchLine::Garbage(_)));

@@ -11,31 +11,27 @@
 //!              wait
 //! ```
 
+mod listing;
+
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep};
 
+use self::listing::Streaming;
 use super::Times;
 use super::backoff::{Answer as Answered, Backoff};
 use super::connection::{Connection, Lease};
 use super::failure::{Asked, Failure};
 use super::health::Watches;
-use super::items::{Items, ListError};
 use super::lines::Lines;
 use super::reading::{self, Refused, WatchLine};
 use super::request::{self, Patience};
-use super::scope::{Scope, resource};
+use super::scope::Scope;
 use super::store::List;
 use crate::object::{Key, Object};
 use crate::source::parse::Reader;
 
-/// Objects of a page of a list.
-const PAGE: usize = 500;
-/// Pages of a list: more never end.
-const MAX_PAGES: usize = 10_000;
-/// Bytes of a list, as they are sent. 100,000 endpoints take 60 MB.
-const MAX_LIST: usize = 512 << 20;
 /// Refusals of a watch in a row before everything is listed anew.
 const MAX_REFUSALS: u32 = 3;
 /// A watch that ends sooner than this without a word is no watch.
@@ -78,6 +74,7 @@ pub(super) struct Watcher {
     pub reports: mpsc::Sender<(Scope, Report)>,
     pub watches: Watches,
     backoff: Backoff,
+    streaming: Streaming,
     /// Watched from here; `None`: to be listed.
     version: Option<String>,
     refusals: u32,
@@ -124,6 +121,7 @@ impl Watcher {
             reports,
             watches,
             backoff: Backoff::default(),
+            streaming: Streaming::default(),
             version: None,
             refusals: 0,
             failing: None,
@@ -156,84 +154,6 @@ impl Watcher {
                 }
             }
         }
-    }
-
-    async fn list(&mut self, lease: &Lease) -> Result<(), Stop> {
-        let mut list = List {
-            order: *self.orders.borrow_and_update(),
-            ..List::default()
-        };
-        let mut next: Option<String> = None;
-        let mut room = MAX_LIST;
-        for _ in 0..MAX_PAGES {
-            let page = self
-                .page(lease, next.as_deref(), &mut list, &mut room)
-                .await?;
-            if page.next.is_some() {
-                next = page.next;
-                continue;
-            }
-            self.version = Some(page.version);
-            self.watches.listed(&self.scope);
-            for refused in &list.refused {
-                self.watches.refused(&self.scope, refused.refusal);
-            }
-            self.report(Report::Listed(list)).await?;
-            return Ok(self.works(Proof::Listed).await?);
-        }
-        let problem = format!("a list has more than {MAX_PAGES} pages");
-        Err(Failure::Garbage { problem }.into())
-    }
-
-    async fn page(
-        &mut self,
-        lease: &Lease,
-        next: Option<&str>,
-        list: &mut List,
-        room: &mut usize,
-    ) -> Result<super::items::ListMeta, Stop> {
-        let mut path = format!("{}?limit={PAGE}", self.scope.path());
-        if let Some(next) = next {
-            path.push_str(&format!("&continue={}", encoded(next)));
-        }
-        let patience = Patience {
-            begin: self.times.begin,
-            idle: self.times.idle(),
-            whole: self.times.page,
-        };
-        let asked = self.asked("list");
-        let mut answer = request::get(lease, &path, &asked, patience).await?;
-        let mut items = Items::default();
-        let Watcher {
-            reader,
-            scope,
-            watches,
-            ..
-        } = self;
-        while let Some(bytes) = answer.next().await? {
-            watches.contact(scope);
-            *room = room
-                .checked_sub(bytes.len())
-                .ok_or_else(|| Failure::Garbage {
-                    problem: format!("a list is larger than {MAX_LIST} bytes"),
-                })?;
-            let read = items.push(&bytes, |piece| match reading::item(reader, scope, piece) {
-                Ok(object) if list.objects.len() < super::store::MAX_OBJECTS * 2 => {
-                    list.objects.push(object);
-                }
-                // What is past any measure is not even kept to be refused by name.
-                Ok(_) => {}
-                Err(refused) if list.refused.len() < super::store::MAX_OBJECTS => {
-                    list.refused.push(*refused);
-                }
-                Err(_) => {}
-            });
-            read.map_err(|error| unlisted(&error))?;
-            // Objects take time to read, and other watches are on this thread, too.
-            tokio::task::yield_now().await;
-        }
-        let kind = resource(scope.kind).map_or("", |resource| resource.kind);
-        Ok(items.finish(kind).map_err(|error| unlisted(&error))?)
     }
 
     /// Watches from `version`; all that was heard counts, however it ends.
@@ -299,7 +219,7 @@ impl Watcher {
             WatchLine::Deleted(Some(key), version) => (Some(Report::Deleted(key)), version),
             // Something is gone, and only a list says what.
             WatchLine::Deleted(None, _) => return Err(Failure::Gone.into()),
-            WatchLine::Bookmark(version) => (None, version),
+            WatchLine::Bookmark(version, _) => (None, version),
             WatchLine::Error(code, message) => {
                 return Err(Failure::of_status(code, &message, asked).into());
             }
@@ -398,12 +318,6 @@ impl Watcher {
                 .unwrap_or_default()
                 .to_owned(),
         }
-    }
-}
-
-fn unlisted(error: &ListError) -> Failure {
-    Failure::Garbage {
-        problem: error.to_string(),
     }
 }
 

@@ -256,6 +256,96 @@ fn lists_come_in_pages_and_watches_go_on_from_there() {
 }
 
 #[test]
+fn lists_are_streams_where_they_are_offered() {
+    let server = Server::start();
+    server.offer_streams();
+    server.page(3);
+    for number in 0..50 {
+        server.put(service("shop", &format!("web-{number}"), 80));
+    }
+    let mut harness = Harness::start(&server);
+    harness.complete();
+    assert_eq!((harness.names().len(), harness.fewest), (50, 50));
+    server.put(service("shop", "web-3", 81));
+    harness.until("watched", |now| now.ports("shop/web-3") == [81]);
+    // Too old: a stream again, which lacks what is gone.
+    server.forget(|object| object["metadata"]["name"] == "web-0");
+    server.compact();
+    harness.until("listed anew", |now| now.names().len() == 49);
+    assert_eq!(harness.fewest, 49);
+    assert_eq!(server.count("list", "/services"), 0);
+    assert_eq!(harness.watch(Kind::Service).lists, 2);
+    assert_eq!(harness.problems(), [""; 0]);
+}
+
+#[test]
+fn who_does_not_offer_streams_is_asked_once() {
+    let server = Server::start();
+    server.put(service("shop", "web", 80));
+    let mut harness = Harness::start(&server);
+    harness.complete();
+    server.forget(|_| true);
+    server.compact();
+    harness.until("listed anew", |now| now.names().is_empty());
+    assert_eq!(server.count("stream", "/services"), 1);
+    assert_eq!(server.count("list", "/services"), 2);
+    assert_eq!(harness.problems(), [""; 0]);
+}
+
+/// Whatever a stream does, a list by pages mends it.
+#[test]
+fn a_stream_that_fails_is_a_list_by_pages() {
+    let line = |kind: &str, object: &Value| {
+        format!("{}\n", json!({"type": kind, "object": object})).into_bytes()
+    };
+    let web = service("shop", "ghost", 80);
+    for fault in [
+        Fault::Status(500),
+        Fault::Status(410),
+        Fault::Error(410),
+        Fault::Silence,
+        Fault::SilentBody,
+        Fault::Drip,
+        Fault::Cut(line("ADDED", &web)),
+        Fault::Body(b"<html>".to_vec()),
+        // Ends without its end, as a watch of an old server does.
+        Fault::Body(line("ADDED", &web)),
+        Fault::Body(line("DELETED", &json!({}))),
+    ] {
+        let server = Server::start();
+        server.offer_streams();
+        server.put(service("shop", "web", 80));
+        server.always("stream", "/services", fault.clone());
+        let mut harness = Harness::start(&server);
+        harness.complete();
+        assert_eq!(harness.names(), ["shop/web"], "{fault:?}");
+        assert_eq!(server.count("stream", "/services"), 1, "{fault:?}");
+        harness.until("well", |now| now.problems().is_empty());
+    }
+}
+
+/// What is deleted between the beginning of a stream and its end is gone.
+#[test]
+fn what_is_deleted_within_a_stream_is_gone() {
+    let server = Server::start();
+    server.offer_streams();
+    server.put(service("shop", "web", 80));
+    let mut ghost = service("shop", "ghost", 80);
+    ghost["metadata"]["resourceVersion"] = "7".into();
+    let mut lines = String::new();
+    for kind in ["ADDED", "DELETED"] {
+        lines.push_str(&format!("{}\n", json!({"type": kind, "object": ghost})));
+    }
+    let end = json!({"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "100",
+        "annotations": {"k8s.io/initial-events-end": "true"}}}});
+    lines.push_str(&format!("{end}\n"));
+    server.fault("stream", "/services", 1, Fault::Lines(lines.into_bytes()));
+    let mut harness = Harness::start(&server);
+    // The watch from version 100 brings the other.
+    harness.until("gone", |now| now.names() == ["shop/web"]);
+}
+
+#[test]
 fn namespaces_are_listed_one_by_one_and_are_one_list() {
     let server = Server::start();
     server.put(service("a", "web", 80));

@@ -22,8 +22,11 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// list or watch.
+    /// list or watch, or stream for a list as a stream.
     pub fn verb(&self) -> &'static str {
+        if self.query.contains_key("sendInitialEvents") {
+            return "stream";
+        }
         match self.query.contains_key("watch") {
             true => "watch",
             false => "list",
@@ -75,6 +78,7 @@ struct World {
     /// Watches from before this are too old.
     compacted: u64,
     page: usize,
+    streams: bool,
     faults: Vec<Planned>,
     asked: Vec<Asked>,
     token: Option<String>,
@@ -198,6 +202,11 @@ impl Server {
     /// Objects of a page at most, whatever the client asks for.
     pub fn page(&self, page: usize) {
         self.shared.lock().page = page;
+    }
+
+    /// Offers lists as streams, as 1.32 and later do.
+    pub fn offer_streams(&self) {
+        self.shared.lock().streams = true;
     }
 
     /// The next `times` requests of this kind go wrong.
@@ -330,6 +339,7 @@ fn converse(shared: &Shared, mut stream: impl Read + Write) -> io::Result<()> {
         match (known, fault) {
             (false, _) => status(&mut stream, 401)?,
             (true, Some(fault)) => misbehave(shared, &mut stream, &asked, fault)?,
+            (true, None) if asked.verb() == "stream" => stream_list(shared, &mut stream, &asked)?,
             (true, None) if asked.verb() == "watch" => watch(shared, &mut stream, &asked)?,
             (true, None) => list(shared, &mut stream, &asked)?,
         }
@@ -501,6 +511,32 @@ fn list(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result<(
     let body = json!({"kind": kind, "apiVersion": "v1", "items": items,
         "metadata": {"resourceVersion": now, "continue": next}});
     whole(stream, 200, "", body.to_string().as_bytes())
+}
+
+fn stream_list(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result<()> {
+    let world = shared.lock();
+    if !world.streams {
+        drop(world);
+        return status(stream, 422);
+    }
+    let all = world.objects.iter();
+    let here = all.filter(|((plural, _, _), object)| within(asked, plural, object));
+    let mut lines: String = here
+        .map(|(_, object)| format!("{}\n", json!({"type": "ADDED", "object": object})))
+        .collect();
+    let mut asked = asked.clone();
+    let version = world.version.to_string();
+    drop(world);
+    let end = json!({"type": "BOOKMARK", "object": {"kind": "Service", "metadata": {
+        "resourceVersion": version, "annotations": {"k8s.io/initial-events-end": "true"}}}});
+    lines.push_str(&format!("{end}\n"));
+    stream.write_all(CHUNKED)?;
+    // Torn wherever it happens to be.
+    for piece in lines.as_bytes().chunks(700) {
+        chunk(stream, piece)?;
+    }
+    asked.query.insert("resourceVersion".to_owned(), version);
+    events(shared, stream, &asked)
 }
 
 fn watch(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result<()> {
