@@ -99,6 +99,19 @@ impl Stage {
         soon(what, || holds(self.ask(address, 80)));
     }
 
+    /// How many lists of Services the API server sent as streams (KEP-3157).
+    fn streamed_lists(&self) -> u64 {
+        let metrics = self.cluster.kubectl(&["get", "--raw", "/metrics"]);
+        let is_it = |line: &&str| {
+            line.starts_with("apiserver_watch_list_duration_seconds_count{")
+                && line.contains("resource=\"services\"")
+        };
+        let counts = metrics.lines().filter(is_it);
+        counts
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .sum()
+    }
+
     /// The reasons of a Service's events, oldest first.
     fn events(&self, name: &str) -> Vec<String> {
         let field = format!("involvedObject.kind=Service,involvedObject.name={name}");
@@ -288,6 +301,7 @@ fn services_without_a_class_are_the_default_providers() {
         .cluster
         .apply(&balancer("other", "web", Some("example.com/lb")));
     stage.cluster.apply(&balancer("ours", "web", Some(CLASS)));
+    let before = stage.streamed_lists();
     let weir = stage.weir(&[]);
     stage.address("ours");
     for name in ["plain", "other"] {
@@ -307,6 +321,7 @@ fn services_without_a_class_are_the_default_providers() {
     assert_eq!(both, [CLEANUP, FINALIZER]);
     let found = stage.service("other");
     assert_eq!((ingress(&found), finalizers(&found).len()), (None, 0));
+    assert!(stage.streamed_lists() > before, "lists are pages");
 }
 
 /// A new machine, without any record: everybody keeps the address that the status names, before anybody
