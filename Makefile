@@ -15,7 +15,7 @@ MIRI ?= slab:: timer:: affinity:: table::radix conn::tests flow::tests flow::mod
 # are committed, those of a selection are not.
 BENCH_TO = $(if $(TESTS)$(PEERS)$(MODE)$(ROUNDS)$(BENCH_ARGS),target/bench,benches/results --readme benches/README.md)
 
-.PHONY: help demo test check bench bench-quick micro soak fuzz miri loom fmt setup-build setup-test setup-kubernetes setup-bench setup-nightly
+.PHONY: help demo test check bench bench-quick bench-scale micro soak fuzz miri loom fmt setup-build setup-test setup-kubernetes setup-bench setup-nightly
 
 help: ## list what can be made
 	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ bench-quick: setup-build setup-bench bench-build ## Weir against HAProxy and ngi
 
 micro: setup-build ## run the micro benches (TESTS=filter selects)
 	$(CARGO) bench --locked -p benches -- $(TESTS)
+
+bench-scale: setup-build setup-test setup-kubernetes ## 10,000 Services with 100,000 endpoints on a real API server: times and memory, 10 minutes the first time
+	@$(CARGO) test --release --locked -p weir --features weir/failpoints --test scale -- --include-ignored --nocapture
 
 soak: setup-build setup-test setup-kubernetes ## the long forms of the tests: minutes to an hour, before a release
 	@WEIR_SOAK=$(SOAK) weir/tests/run.sh --release --workspace -- --include-ignored
