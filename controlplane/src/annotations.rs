@@ -43,6 +43,10 @@ pub enum Meaning {
     Interface,
     /// The host name to publish instead of the address.
     Hostname,
+    /// Dial pods, or nodes at their node ports.
+    Backends,
+    /// Front a Service of type NodePort as one of type LoadBalancer is.
+    Front,
 }
 
 /// One name of the table.
@@ -157,6 +161,8 @@ pub const TABLE: &[Known] = &[
     ),
     exact("weir.dev/ignore", Meaning::Ignore),
     exact("kube-vip.io/ignore", Meaning::Ignore),
+    exact("weir.dev/backends", Meaning::Backends),
+    exact("weir.dev/front", Meaning::Front),
     exact("weir.dev/interface", Meaning::Interface),
     exact("kube-vip.io/serviceInterface", Meaning::Interface),
     exact("weir.dev/hostname", Meaning::Hostname),

@@ -30,6 +30,8 @@ struct Listing {
     in_progress: bool,
     /// A list was completed at least once.
     complete: bool,
+    /// None is to be waited for.
+    unavailable: bool,
 }
 
 /// The store.
@@ -43,8 +45,8 @@ pub struct Cluster {
     slices_of: BTreeMap<Id, BTreeSet<Id>>,
     listings: BTreeMap<(SourceId, Kind), Listing>,
     dirty: BTreeSet<Key>,
-    /// A node changed, at which any Service may look. A list of 5,000 nodes is one such change.
-    all_dirty: bool,
+    /// Whose nodes changed. A list of 5,000 nodes is one such change.
+    nodes_dirty: BTreeSet<SourceId>,
 }
 
 impl Cluster {
@@ -73,22 +75,39 @@ impl Cluster {
             Event::Delete(key) if key.source == source => self.delete(&key),
             Event::Apply(_) | Event::Delete(_) => {}
             Event::InitDone(kind) => self.finish(source, kind),
+            Event::Unavailable(kind) => {
+                let listing = self.listings.entry((source, kind)).or_default();
+                listing.unavailable = true;
+            }
         }
     }
 
     /// Every expected kind of every source was listed at least once.
     pub fn complete(&self) -> bool {
-        self.listings.values().all(|listing| listing.complete)
+        let mut all = self.listings.values();
+        all.all(|listing| listing.complete || listing.unavailable)
+    }
+
+    /// The nodes of this source were listed, or are not to be waited for.
+    pub fn has_settled_nodes(&self, source: SourceId) -> bool {
+        let listing = self.listings.get(&(source, Kind::Node));
+        listing.is_some_and(|listing| listing.complete || listing.unavailable)
+    }
+
+    /// The nodes of this source were listed.
+    pub fn knows_nodes(&self, source: SourceId) -> bool {
+        let listing = self.listings.get(&(source, Kind::Node));
+        listing.is_some_and(|listing| listing.complete)
+    }
+
+    /// The sources whose nodes changed since this was last asked.
+    pub fn take_dirty_nodes(&mut self) -> BTreeSet<SourceId> {
+        std::mem::take(&mut self.nodes_dirty)
     }
 
     /// The keys of Services and ready-made load balancers that may translate differently than
-    /// when this was last asked; also of those that are gone.
+    /// when this was last asked; also of those that are gone. Nodes are asked for by themselves.
     pub fn take_dirty(&mut self) -> BTreeSet<Key> {
-        if std::mem::take(&mut self.all_dirty) {
-            let keys = self.services.values();
-            self.dirty
-                .extend(keys.map(|entry| entry.object.meta.key.clone()));
-        }
         std::mem::take(&mut self.dirty)
     }
 
@@ -163,8 +182,9 @@ impl Cluster {
             Object::Service(object) => self.apply_service(id, object, seen),
             Object::EndpointSlice(object) => self.apply_slice(id, object, seen),
             Object::Node(object) => {
+                let source = id.source;
                 if put(&mut self.nodes, id, object, seen).changed {
-                    self.all_dirty = true;
+                    self.nodes_dirty.insert(source);
                 }
             }
             Object::LoadBalancer(object) => {
@@ -250,7 +270,7 @@ impl Cluster {
                 let entry = self.nodes.get(&id);
                 if entry.is_some_and(|entry| entry.object.meta.key == *key) {
                     self.nodes.remove(&id);
-                    self.all_dirty = true;
+                    self.nodes_dirty.insert(key.source);
                 }
             }
             Kind::LoadBalancer => {
@@ -270,7 +290,7 @@ impl Cluster {
         if !std::mem::take(&mut listing.in_progress) {
             return;
         }
-        listing.complete = true;
+        let first = !std::mem::replace(&mut listing.complete, true);
         let number = listing.number;
         match kind {
             Kind::Service => {
@@ -280,9 +300,9 @@ impl Cluster {
             Kind::EndpointSlice => self.sweep_slices(source),
             Kind::Node => {
                 let missing = missing(&self.nodes, source, number);
-                if !missing.is_empty() {
+                if first || !missing.is_empty() {
                     missing.iter().for_each(|id| drop(self.nodes.remove(id)));
-                    self.all_dirty = true;
+                    self.nodes_dirty.insert(source);
                 }
             }
             Kind::LoadBalancer => {

@@ -13,6 +13,8 @@
 
 mod files;
 mod line;
+mod nodes;
+mod said;
 mod sources;
 mod task;
 #[cfg(test)]

@@ -10,6 +10,7 @@ use lb_core::balance::Algorithm;
 use lb_core::table::{Backend, Protocol};
 
 use crate::object::{Family, Key};
+use crate::probe::Probe;
 use crate::reason::Reason;
 
 /// Where the addresses come from.
@@ -96,4 +97,6 @@ pub struct Translation {
     pub reasons: Vec<Reason>,
     /// Its endpoints by state.
     pub endpoints: EndpointCounts,
+    /// What has to be asked of nodes and pods to say more; sorted, no duplicates.
+    pub probes: Vec<Probe>,
 }

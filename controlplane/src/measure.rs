@@ -1,10 +1,15 @@
 //! What the control task records about itself, through the `metrics` facade: into the recorder of
 //! its appliance, which is set for its thread alone.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+use crate::probe::{Answer, Verdicts};
 
 /// Where an appliance's numbers go; not the process's, since one process may run several.
 pub type Recorder = Arc<dyn metrics::Recorder + Send + Sync>;
@@ -21,6 +26,12 @@ const WRITE_RESULTS: [&str; 5] = ["ok", "gone", "conflict", "forbidden", "error"
 const EVENTS: &str = "weir_kubernetes_events_total";
 /// What may become of an event.
 const EVENT_RESULTS: [&str; 3] = ["ok", "failed", "dropped"];
+
+const PROBES: &str = "weir_probes_total";
+/// What is asked: see [`crate::probe::Target`].
+const PROBE_KINDS: [&str; 3] = ["proxy", "port", "pods"];
+const TARGETS: &str = "weir_probe_targets";
+const NODES: &str = "weir_nodes";
 
 const RESTARTS: &str = "weir_control_restarts_total";
 
@@ -46,6 +57,28 @@ pub(crate) fn begin() {
         Unit::Count,
         "Events about Services, by what became of them."
     );
+    describe_counter!(
+        PROBES,
+        Unit::Count,
+        "Questions to nodes and pods, by what was asked and the answer."
+    );
+    describe_gauge!(
+        NODES,
+        Unit::Count,
+        "Nodes, by whether their node ports may be dialled."
+    );
+    for kind in PROBE_KINDS {
+        for result in Answer::WORDS {
+            counter!(PROBES, "kind" => kind, "result" => result).absolute(0);
+        }
+    }
+    describe_gauge!(
+        TARGETS,
+        Unit::Count,
+        "Nodes, node ports and nodes' pods that are asked, by what their answers come to."
+    );
+    targets(&Verdicts::new());
+    nodes(&NodeCounts::default());
     for result in WRITE_RESULTS {
         counter!(WRITES, "result" => result).absolute(0);
     }
@@ -75,4 +108,46 @@ pub(crate) fn wrote(result: &'static str) {
 /// An event has ended so; one of [`EVENT_RESULTS`].
 pub(crate) fn event(result: &'static str) {
     counter!(EVENTS, "result" => result).increment(1);
+}
+
+/// A node or pod was asked, and answered so.
+pub(crate) fn probed(kind: &'static str, result: &'static str) {
+    counter!(PROBES, "kind" => kind, "result" => result).increment(1);
+}
+
+/// So the targets of probes stand now.
+pub(crate) fn targets(verdicts: &Verdicts) {
+    let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
+    for (target, answer) in verdicts {
+        *counts.entry((target.kind(), answer.word())).or_default() += 1;
+    }
+    for kind in PROBE_KINDS {
+        for state in Answer::WORDS {
+            let count = counts.get(&(kind, state)).copied().unwrap_or_default();
+            gauge!(TARGETS, "kind" => kind, "state" => state).set(count);
+        }
+    }
+}
+
+/// How many nodes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NodeCounts {
+    /// They take new work, as far as their objects say.
+    pub eligible: usize,
+    /// They are about to go.
+    pub leaving: usize,
+    /// By label, selector, or for want of an address.
+    pub out: usize,
+}
+
+/// So many nodes there are now.
+pub(crate) fn nodes(counts: &NodeCounts) {
+    let NodeCounts {
+        eligible,
+        leaving,
+        out,
+    } = counts;
+    for (state, count) in [("eligible", eligible), ("leaving", leaving), ("out", out)] {
+        gauge!(NODES, "state" => state).set(*count as f64);
+    }
 }

@@ -411,7 +411,7 @@ impl EndpointSlice {
 /// A Node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Name, labels, annotations.
+    /// Name, annotations, and all labels, which the node selector may name.
     pub meta: Meta,
     /// status.addresses of type InternalIP, then ExternalIP.
     pub addresses: Vec<IpAddr>,
@@ -466,6 +466,8 @@ pub enum Event {
     Delete(Key),
     /// The list is complete.
     InitDone(Kind),
+    /// There is no list of this kind now, and nobody knows when: it is not to be waited for.
+    Unavailable(Kind),
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lb_core::table::FrontendKey;
 
+use crate::nodes::Out;
 use crate::object::{Family, Key};
 
 /// How a person confirms deletions that the guard holds.
@@ -66,8 +67,8 @@ pub enum Reason {
     /// There is no port that could be served.
     #[error("no port of the Service can be served; list at least one TCP or UDP port")]
     NoPorts,
-    /// A NodePort Service's port has no nodePort; the other ports are served.
-    #[error("port {port} has no nodePort to listen at; other ports are served")]
+    /// A port has no nodePort, and needs one to be fronted or dialled; the other ports are served.
+    #[error("port {port} has no nodePort, which it needs to be served; other ports are served")]
     NoNodePort {
         /// The port.
         port: u16,
@@ -221,6 +222,50 @@ pub enum Reason {
         /// By whom.
         holder: Key,
     },
+    /// Node ports are to be dialled, and Nodes were not listed yet.
+    #[error(
+        "its node ports are to be dialled and no Node is known: Weir needs to list and watch nodes (deploy/kubernetes/nodes.yaml grants it); /readyz?verbose says what is wrong"
+    )]
+    NodesUnknown,
+    /// Node ports are to be dialled, and no node may be.
+    #[error("no node can be dialled at its node ports{}", shown_out(out))]
+    NoEligibleNode {
+        /// How many there are that may not be, by why.
+        out: Out,
+    },
+    /// No node takes new connections: those that there are get them nevertheless.
+    #[error(
+        "no node is healthy ({draining} draining, {silent} that do not answer): they are dialled nevertheless"
+    )]
+    NoHealthyNode {
+        /// Nodes that drain.
+        draining: u32,
+        /// Nodes that do not answer, or not as they should.
+        silent: u32,
+    },
+    /// Pods are not reachable from here: node ports are dialled instead.
+    #[error(
+        "pods on {nodes} of its nodes cannot be reached from this appliance: node ports are dialled instead until they can; a route to the pod network is missing"
+    )]
+    PodsUnreachable {
+        /// How many nodes.
+        nodes: u32,
+    },
+    /// Pods are not reachable from here, and node ports cannot be dialled instead.
+    #[error(
+        "pods on {nodes} of its nodes cannot be reached from this appliance, and its node ports cannot be dialled instead: {problem}"
+    )]
+    NoFallback {
+        /// How many nodes.
+        nodes: u32,
+        /// Why not, and what to do.
+        problem: &'static str,
+    },
+    /// ClientIP affinity, and node ports are dialled.
+    #[error(
+        "sessionAffinity ClientIP: through node ports kube-proxy sees this appliance as the only client and sends everybody to one pod; dial pods (weir.dev/backends: pods), or set sessionAffinity None"
+    )]
+    AffinityAtNodes,
     /// The address held is no longer in a pool; it is kept while the Service lives.
     #[error("address {address} is in no pool any more; it is kept while the Service lives")]
     AddressOutsidePools {
@@ -343,6 +388,29 @@ pub enum Reason {
     HeldByDeletionGuard,
 }
 
+/// The nodes that may not be dialled, and what to do.
+fn shown_out(out: &Out) -> String {
+    let Out {
+        excluded,
+        deselected,
+        unaddressed,
+    } = out;
+    let parts = [
+        (
+            *excluded,
+            "kept out by the label node.kubernetes.io/exclude-from-external-load-balancers, which kubeadm gives control-plane nodes; remove it from those that may be dialled",
+        ),
+        (*deselected, "not taken by --node-selector"),
+        (*unaddressed, "without an address that may be dialled"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0);
+    let parts: Vec<String> = parts.map(|(count, why)| format!("{count} {why}")).collect();
+    match parts.is_empty() {
+        true => ": there is none".to_owned(),
+        false => format!(": {}", parts.join("; ")),
+    }
+}
+
 /// The code of each variant, and the list of them: one text, so that they cannot differ.
 macro_rules! codes {
     ($($name:ident),* $(,)?) => {
@@ -387,6 +455,12 @@ codes!(
     UnknownPool,
     AddressNotInPool,
     AddressTaken,
+    NodesUnknown,
+    NoEligibleNode,
+    NoHealthyNode,
+    PodsUnreachable,
+    NoFallback,
+    AffinityAtNodes,
     AddressOutsidePools,
     RequestedFamily,
     SharingRefused,
@@ -426,6 +500,8 @@ impl Reason {
             | TooManyBackends { .. }
             | FrontendInvalid { .. } => Severity::Refused,
             NoUsableEndpoint { .. }
+            | NodesUnknown
+            | NoEligibleNode { .. }
             | PortNameMismatch { .. }
             | NoPool { .. }
             | PoolExhausted { .. }
@@ -448,6 +524,10 @@ impl Reason {
             | MaglevTooManyPorts { .. }
             | MaglevPoolTooLarge { .. }
             | ClientAddressNotKept
+            | NoHealthyNode { .. }
+            | PodsUnreachable { .. }
+            | NoFallback { .. }
+            | AffinityAtNodes
             | AddressOutsidePools { .. }
             | StaleObject { .. }
             | DuplicateObject { .. }

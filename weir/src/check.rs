@@ -11,16 +11,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use controlplane::cluster::Cluster;
+use controlplane::nodes::NodeSet;
 use controlplane::object::{Key, Kind, SourceId};
+use controlplane::probe::Verdicts;
 use controlplane::source::file::{File, name_of};
 use controlplane::source::parse::Reader;
 use controlplane::source::scan::{KINDS, Scan, diff};
 use controlplane::source::{Level, Problem, directory};
-use controlplane::translate::{Rules, translate};
+use controlplane::translate::{Backends, Rules, View, translate};
 
 use crate::cli::CheckArgs;
 use crate::exit::{self, Usage};
-use crate::settings::{self, Layer, Settings};
+use crate::settings::{self, BackendsName, Layer, Settings};
 use report::Report;
 
 /// The source that the paths together play.
@@ -98,6 +100,16 @@ pub fn rules(settings: &Settings) -> Rules {
             .iter()
             .map(|pool| (pool.range.first(), pool.range.last()))
             .collect(),
+        backends: match settings.backends {
+            BackendsName::Pods => Backends::Pods,
+            BackendsName::Nodes => Backends::Nodes,
+            BackendsName::Auto => Backends::Auto,
+        },
+        node_selector: settings
+            .node_selector
+            .clone()
+            .map(|selector| selector.0)
+            .unwrap_or_default(),
         own_addresses: Vec::new(),
     }
 }
@@ -107,11 +119,16 @@ fn translate_all(all: &Scan, rules: &Rules, report: &mut Report) {
     for event in diff(&Scan::default(), all) {
         cluster.apply(SOURCE, event);
     }
+    let nodes = NodeSet::new(cluster.knows_nodes(SOURCE), cluster.nodes(), rules);
+    let view = View {
+        nodes: &nodes,
+        verdicts: &Verdicts::new(),
+    };
     let mut translated = BTreeMap::new();
     for service in cluster.services() {
         let key = &service.meta.key;
         let slices: Vec<_> = cluster.slices_of(key).cloned().collect();
-        translated.insert(key.clone(), translate(service, &slices, rules));
+        translated.insert(key.clone(), translate(service, &slices, view, rules));
     }
     let malformed = malformed(all);
     let keys: BTreeSet<&Key> = translated.keys().chain(malformed.keys()).collect();

@@ -220,16 +220,33 @@ fn a_new_uid_is_another_object() {
 }
 
 #[test]
-fn a_node_concerns_every_service() {
+fn a_node_that_changes_is_said_of_its_source() {
     let mut cluster = Cluster::default();
     apply(&mut cluster, service("a"));
-    apply(&mut cluster, service("b"));
     cluster.take_dirty();
     apply(&mut cluster, node("n"));
-    assert_eq!(dirty(&mut cluster), ["a", "b"]);
-    list(&mut cluster, [service("a"), service("b")]);
-    assert_eq!(dirty(&mut cluster), ["a", "b"]);
+    assert_eq!(cluster.take_dirty_nodes(), [ONE].into());
+    apply(&mut cluster, node("n"));
+    assert!(cluster.take_dirty_nodes().is_empty(), "it says the same");
+    assert!(!cluster.knows_nodes(ONE));
+    list(&mut cluster, [service("a")]);
+    assert_eq!(cluster.take_dirty_nodes(), [ONE].into());
+    assert!(cluster.knows_nodes(ONE) && !cluster.knows_nodes(TWO));
     assert_eq!(cluster.nodes().count(), 0);
+    list(&mut cluster, [service("a")]);
+    assert!(cluster.take_dirty_nodes().is_empty(), "none again");
+    assert_eq!(dirty(&mut cluster), [""; 0], "Services are not concerned");
+}
+
+#[test]
+fn a_kind_that_cannot_be_listed_is_not_waited_for() {
+    let mut cluster = Cluster::new([(ONE, Kind::Service), (ONE, Kind::Node)]);
+    cluster.apply(ONE, Event::Init(Kind::Service));
+    cluster.apply(ONE, Event::InitDone(Kind::Service));
+    assert!(!cluster.complete() && !cluster.has_settled_nodes(ONE));
+    cluster.apply(ONE, Event::Unavailable(Kind::Node));
+    assert!(cluster.complete() && cluster.has_settled_nodes(ONE));
+    assert!(!cluster.knows_nodes(ONE));
 }
 
 #[test]

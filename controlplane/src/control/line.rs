@@ -7,19 +7,25 @@ use std::sync::Arc;
 
 use lb_core::table::{FrontendKey, Slot, Table};
 
+use super::nodes::Nodes;
 use crate::allocate::{Allocator, Record};
 use crate::cluster::Cluster;
 use crate::compile::Compiler;
 use crate::load_balancer::{EndpointCounts, LoadBalancer, Translation};
+use crate::measure::NodeCounts;
 use crate::object::{Event, Key, Kind, Service, SourceId};
+use crate::probe::{Verdicts, Wanted};
 use crate::reason::Reason;
 use crate::status::{Front, Port, ServiceStatus, State, judge};
-use crate::translate::{Rules, translate};
+use crate::translate::{Rules, looks_at_nodes, translate};
 
 /// Every stage between source and publish, and what each decided.
 pub(super) struct Line {
     rules: Rules,
     cluster: Cluster,
+    nodes: Nodes,
+    /// Probes found something new about these.
+    probed: BTreeSet<Key>,
     allocator: Allocator,
     compiler: Compiler,
     translations: BTreeMap<Key, Translation>,
@@ -46,6 +52,10 @@ pub(super) struct Turn {
     pub record: Option<Arc<Record>>,
     /// The set of VIPs changed.
     pub vips: bool,
+    /// What is to be asked of nodes and pods from now on, if it changed.
+    pub wanted: Option<Wanted>,
+    /// How many nodes there are, if it may have changed.
+    pub nodes: Option<NodeCounts>,
 }
 
 impl Line {
@@ -58,6 +68,8 @@ impl Line {
         Line {
             rules,
             cluster: Cluster::new(expected),
+            nodes: Nodes::default(),
+            probed: BTreeSet::new(),
             recorded: allocator.revision(),
             allocator,
             compiler,
@@ -71,6 +83,29 @@ impl Line {
 
     pub(super) fn apply(&mut self, source: SourceId, event: Event) {
         self.cluster.apply(source, event);
+    }
+
+    /// What probes found.
+    pub(super) fn found(&mut self, verdicts: Arc<Verdicts>) {
+        let touched = self.nodes.found(verdicts);
+        self.probed.extend(touched);
+    }
+
+    /// Does any Service of this source look at nodes?
+    pub(super) fn looks_at_nodes(&self, source: SourceId) -> bool {
+        let mut services = self.cluster.services();
+        services.any(|service| {
+            service.meta.key.source == source && looks_at_nodes(service, &self.rules)
+        })
+    }
+
+    /// A Service looks at nodes that were not listed yet, and may be soon.
+    fn waits_for_nodes(&self) -> bool {
+        let mut services = self.cluster.services();
+        services.any(|service| {
+            let source = service.meta.key.source;
+            !self.cluster.has_settled_nodes(source) && looks_at_nodes(service, &self.rules)
+        })
     }
 
     /// Every source gave its first list, and it was decided on.
@@ -116,13 +151,24 @@ impl Line {
     /// list.
     pub(super) fn decide(&mut self) -> Turn {
         let mut turn = Turn::default();
-        if !self.cluster.complete() {
+        if !self.cluster.complete() || (!self.complete && self.waits_for_nodes()) {
             return turn;
         }
         let first = !std::mem::replace(&mut self.complete, true);
         // What an earlier process left on the machine is judged by the first list, even an empty one.
         turn.vips = first;
-        let dirty = self.cluster.take_dirty();
+        let mut dirty = self.cluster.take_dirty();
+        for key in &dirty {
+            let service = self.cluster.service(key);
+            self.nodes
+                .note(key, service.map(|service| &**service), &self.rules);
+        }
+        let sources = self.cluster.take_dirty_nodes();
+        if !sources.is_empty() {
+            dirty.extend(self.nodes.judge(&self.cluster, &sources, &self.rules));
+            turn.nodes = Some(self.nodes.counts());
+        }
+        dirty.append(&mut self.probed);
         let mut changed = BTreeSet::new();
         for key in &dirty {
             if self.translate(key) {
@@ -148,6 +194,7 @@ impl Line {
             self.note_frontends(&key);
             turn.touched.insert(key);
         }
+        turn.wanted = self.nodes.wanted();
         turn.table = new_table.then(|| self.compiler.freeze());
         let revision = self.allocator.revision();
         if std::mem::replace(&mut self.recorded, revision) != revision {
@@ -163,14 +210,17 @@ impl Line {
                 load_balancer: Some(Arc::clone(balancer)),
                 reasons: Vec::new(),
                 endpoints: EndpointCounts::default(),
+                probes: Vec::new(),
             }),
             _ => self.cluster.service(key).map(|service| {
                 #[cfg(feature = "failpoints")]
                 failpoint(key);
                 let slices: Vec<_> = self.cluster.slices_of(key).cloned().collect();
-                translate(service, &slices, &self.rules)
+                translate(service, &slices, self.nodes.view(key), &self.rules)
             }),
         };
+        let probes = now.as_ref().map_or(&[][..], |now| &now.probes);
+        self.nodes.ask(key, probes);
         match now {
             Some(now) if self.translations.get(key) == Some(&now) => false,
             Some(now) => {
@@ -251,6 +301,7 @@ impl Line {
             load_balancer,
             reasons,
             endpoints,
+            probes: _,
         } = self.translations.get(key)?;
         let mut status = ServiceStatus {
             key: key.clone(),

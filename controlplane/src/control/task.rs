@@ -2,7 +2,6 @@
 //! real what `line` decides.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::files::StatusFiles;
 use super::line::{Line, Turn};
+use super::said::{malformed, solved, stale, stale_slice};
 use super::sources::{Sources, changed, problems, source_ended};
 use super::vips::Vips;
 use super::voice::Voice;
@@ -19,12 +19,14 @@ use super::{Command, Keep, Settings};
 use crate::addresses::Own;
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
+use crate::measure;
 use crate::object::{Event, Key, Kind, SourceId};
+use crate::probe::{self, Prober};
 use crate::provider::Intent;
 use crate::publish::Publisher;
-use crate::reason::{CONFIRM, Reason};
+use crate::reason::CONFIRM;
 use crate::source::scan::KINDS;
-use crate::source::{Level, Problem};
+use crate::source::{Level, Problem, kubernetes};
 use crate::status::{Front, ServiceStatus, Snapshot, Statuses};
 use crate::translate::is_ours;
 
@@ -48,7 +50,8 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
         rescan,
         mut said,
     } = Sources::start(settings, &events);
-    let mut task = Task::new(settings, keep).await;
+    let prober = probe::start(&mut tasks);
+    let mut task = Task::new(settings, keep, prober).await;
     task.show();
     let mut burst: Option<Burst> = None;
     let mut batch = Vec::new();
@@ -71,6 +74,11 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
                 }
             }
             () = reported.notified() => task.hear(),
+            verdicts = task.prober.news() => {
+                measure::targets(&verdicts);
+                task.line.found(verdicts);
+                task.decide(std::time::Instant::now());
+            }
             () = task.vips.changed() => task.placed(),
             () = task.vips.due() => task.let_go(),
             _ = waiting.recv_many(&mut batch, EVENTS) => {
@@ -107,6 +115,7 @@ struct Task<'a> {
     line: Line,
     publisher: Publisher,
     vips: Vips,
+    prober: Prober,
     statuses: Statuses,
     files: Option<StatusFiles>,
     problems: Arc<[Problem]>,
@@ -121,7 +130,7 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    async fn new<'a>(settings: &'a Settings, keep: &'a mut Keep) -> Task<'a> {
+    async fn new<'a>(settings: &'a Settings, keep: &'a mut Keep, prober: Prober) -> Task<'a> {
         let expected = settings
             .directories
             .iter()
@@ -145,6 +154,7 @@ impl Task<'_> {
             line,
             publisher,
             vips: Vips::start(settings.vip_interface.clone(), own, settings.drain_timeout).await,
+            prober,
             statuses: Statuses::default(),
             problems: Arc::default(),
             said: BTreeMap::new(),
@@ -173,7 +183,16 @@ impl Task<'_> {
             touched,
             record,
             vips,
+            wanted,
+            nodes,
         } = self.line.decide();
+        self.watch_nodes();
+        if let Some(wanted) = wanted {
+            self.prober.want(wanted);
+        }
+        if let Some(nodes) = nodes {
+            measure::nodes(&nodes);
+        }
         if let Some(record) = record {
             self.write_down(record);
         }
@@ -188,6 +207,16 @@ impl Task<'_> {
         self.refresh(&touched);
         self.listed = self.line.is_complete();
         self.show();
+    }
+
+    /// Nodes of the API server are watched once a Service looks at them.
+    fn watch_nodes(&self) {
+        if let Some(cluster) = &self.settings.kubernetes
+            && !cluster.watches_nodes()
+            && self.line.looks_at_nodes(kubernetes::SOURCE)
+        {
+            cluster.watch_nodes();
+        }
     }
 
     /// A VIP that is served is written down, as far as the disk lets us.
@@ -388,46 +417,5 @@ impl Task<'_> {
             sum.iter().for_each(|sum| tracing::info!("{sum}"));
         }
         self.keep.board.show(snapshot);
-    }
-}
-
-/// The files and directories of which nothing is wrong any more, and what was.
-fn solved<'a>(before: &'a [Problem], now: &[Problem]) -> BTreeMap<&'a Path, &'a str> {
-    fn path(problem: &Problem) -> Option<&Path> {
-        (problem.level == Level::Error).then_some(&**problem.location.file)
-    }
-    let still: BTreeSet<_> = now.iter().filter_map(path).collect();
-    let before = before
-        .iter()
-        .filter_map(|problem| Some((path(problem)?, &*problem.message)));
-    before.filter(|(path, _)| !still.contains(path)).collect()
-}
-
-/// What a problem means for an object that has a last good version.
-fn stale(said: &Problem) -> Reason {
-    let problem = said.to_string().into();
-    match said.duplicate {
-        true => Reason::DuplicateObject { problem },
-        false => Reason::StaleObject { problem },
-    }
-}
-
-/// And for the Service that uses it, whether it has one or not.
-fn stale_slice(said: &Problem) -> Reason {
-    let Some(slice) = said.object.as_ref().filter(|_| !said.duplicate) else {
-        return stale(said);
-    };
-    let Problem {
-        location, message, ..
-    } = said;
-    Reason::StaleObject {
-        problem: format!("{location}: EndpointSlice {slice}: {message}").into(),
-    }
-}
-
-/// And for one that has none.
-fn malformed(problem: &Problem) -> Reason {
-    Reason::Malformed {
-        problem: problem.to_string().into(),
     }
 }

@@ -1,6 +1,8 @@
 //! The control task with everything real but the network: a directory, a data plane on loopback
 //! (whose addresses need no privilege), sockets.
 
+mod nodes;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};

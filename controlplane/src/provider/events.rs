@@ -160,6 +160,8 @@ fn about(reason: &Reason) -> (&'static str, String) {
     let of = match reason {
         Reason::NoUsableEndpoint { .. } | Reason::OnlyTerminatingEndpoints { .. } => String::new(),
         Reason::MoreEndpointsRefused { .. } | Reason::TooManyBackends { .. } => String::new(),
+        Reason::NoEligibleNode { .. } | Reason::NoHealthyNode { .. } => String::new(),
+        Reason::PodsUnreachable { .. } | Reason::NoFallback { .. } => String::new(),
         other => other.to_string(),
     };
     (reason.code(), of)

@@ -9,6 +9,7 @@ use lb_core::table::Protocol;
 use super::Intent;
 use crate::object::{
     CLEANUP_FINALIZER, Condition, FINALIZER, Ingress, IngressPort, PortProtocol, Service,
+    ServiceType,
 };
 use crate::reason::{Reason, Severity};
 use crate::status::{ServiceStatus, State};
@@ -46,9 +47,13 @@ pub(super) struct Status {
 
 /// The next step, if one is due.
 pub(super) fn next(intent: &Intent) -> Option<Step> {
-    match intent.ours {
-        true => keep(&intent.service, intent.status.as_deref()),
-        false => leave(&intent.service, intent.status.as_deref()),
+    let service = &intent.service;
+    match (intent.ours, service.kind == ServiceType::LoadBalancer) {
+        (true, true) => keep(service, intent.status.as_deref()),
+        // The API server takes a status for no other type (kubernetes#119789): what is fronted all
+        // the same is told in events, and what was written when it was a load balancer goes.
+        (true, false) => leave(service, None),
+        (false, _) => leave(service, intent.status.as_deref()),
     }
 }
 
@@ -169,6 +174,17 @@ fn errors(
         }
     }
     for reason in &status.reasons {
+        if let Reason::NoNodePort { port } = reason {
+            let ports = service
+                .ports
+                .iter()
+                .filter(|found| found.port.get() == *port);
+            let ports = ports.filter(|found| found.node_port.is_none());
+            errors.extend(ports.map(|port| {
+                let key = (port.port.get(), port.protocol);
+                (key, "weir.dev/NoNodePort")
+            }));
+        }
         let (frontend, word) = match reason {
             Reason::NotListening { frontend, .. } => (frontend, "weir.dev/NotListening"),
             Reason::DescriptorLimit { frontend, .. } => (frontend, "weir.dev/DescriptorLimit"),

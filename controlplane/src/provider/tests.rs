@@ -309,6 +309,40 @@ fn a_port_that_cannot_be_served_is_said_per_port() {
 }
 
 #[test]
+fn a_port_without_node_port_that_needs_one_is_said_per_port() {
+    let mut server = Server::with(json!({
+        "loadBalancerClass": "weir.dev/l4",
+        "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30_080}, {"port": 81, "protocol": "TCP"}],
+    }));
+    let partly = ServiceStatus {
+        reasons: vec![Reason::NoNodePort { port: 81 }],
+        ..status(State::Serving, &["192.0.2.1"])
+    };
+    server.converge(true, &partly);
+    assert_eq!(
+        server.value["status"]["loadBalancer"]["ingress"][0]["ports"],
+        json!([{"port": 80, "protocol": "TCP"},
+               {"port": 81, "protocol": "TCP", "error": "weir.dev/NoNodePort"}])
+    );
+}
+
+/// The API server takes no status for a Service of type NodePort (kubernetes#119789).
+#[test]
+fn a_fronted_node_port_service_is_not_written_to_and_loses_what_it_had() {
+    let mut server = Server::with(class());
+    server.converge(true, &status(State::Serving, &["192.0.2.1"]));
+    assert!(server.finalizers().contains(&FINALIZER));
+    server.value["spec"]["type"] = json!("NodePort");
+    // It has its address still.
+    server.converge(true, &status(State::Serving, &["192.0.2.1"]));
+    assert_eq!(server.finalizers(), ["example.com/other"]);
+    assert_eq!(server.value["status"]["loadBalancer"]["ingress"], json!([]));
+    assert!(server.condition("weir.dev/Serving").is_none());
+    let steps = server.converge(true, &status(State::Serving, &["192.0.2.1"]));
+    assert!(steps.is_empty());
+}
+
+#[test]
 fn a_condition_keeps_the_time_of_its_last_change() {
     let mut server = Server::with(class());
     server.converge(true, &status(State::Serving, &["192.0.2.1"]));

@@ -9,8 +9,10 @@ use lb_core::table::HashKey;
 use super::file::File;
 use super::parse::Reader;
 use crate::compile::{Compiler, Defaults};
+use crate::nodes::NodeSet;
 use crate::object::{Object, SourceId};
-use crate::translate::{Rules, translate};
+use crate::probe::Verdicts;
+use crate::translate::{Rules, View, translate};
 
 /// Plays `bytes`: the first says whether the file is YAML or JSON; what stands before a zero byte
 /// is its first version, the rest the next. Both go all the way to a table.
@@ -52,13 +54,21 @@ fn compile(file: &File) {
             _ => None,
         })
         .collect();
+    let nodes = file.objects.values().filter_map(|object| match object {
+        Object::Node(node) => Some(node),
+        _ => None,
+    });
+    // Services choose what is dialled by annotation.
+    let rules = Rules::default();
+    let view = View {
+        nodes: &NodeSet::new(true, nodes, &rules),
+        verdicts: &Verdicts::new(),
+    };
     let mut compiler = Compiler::new(HashKey([1; 16]), Defaults::default());
     let mut vip = Ipv4Addr::new(198, 18, 0, 0);
     for object in file.objects.values() {
         let balancer = match object {
-            Object::Service(service) => {
-                translate(service, &slices, &Rules::default()).load_balancer
-            }
+            Object::Service(service) => translate(service, &slices, view, &rules).load_balancer,
             Object::LoadBalancer(balancer) => Some(Arc::clone(balancer)),
             Object::EndpointSlice(_) | Object::Node(_) => None,
         };

@@ -27,6 +27,11 @@ const MAX_TEXT: usize = 256;
 /// may be 256 KiB: apimachinery TotalAnnotationSizeLimitB. What no rule reads is not kept.)
 const MAX_ANNOTATION: usize = 4096;
 const MAX_ANNOTATIONS: usize = 64;
+/// Labels of a node: all are kept, since its selector may name any. Cloud nodes with feature discovery
+/// have some 150.
+const MAX_NODE_LABELS: usize = 512;
+/// Longest name of a label or annotation: a DNS name, a slash, 63 characters.
+const MAX_LABEL: usize = 253 + 1 + 63;
 /// Addresses of a node or of a Service's status.
 const MAX_STATUS_ADDRESSES: usize = 256;
 /// Distinct strings that are remembered to be shared.
@@ -184,10 +189,19 @@ impl Reader {
         let created = metadata.field("creationTimestamp")?;
         Ok(Meta {
             key: self.key(&metadata, kind)?,
-            labels: self.texts(&metadata, "labels", |name| {
-                annotations::LABELS.contains(&name)
-            })?,
-            annotations: self.texts(&metadata, "annotations", annotations::is_read)?,
+            labels: match kind {
+                Kind::Node => self.texts(&metadata, "labels", |_| true, MAX_NODE_LABELS)?,
+                _ => {
+                    let is_read = |name: &str| annotations::LABELS.contains(&name);
+                    self.texts(&metadata, "labels", is_read, MAX_ANNOTATIONS)?
+                }
+            },
+            annotations: self.texts(
+                &metadata,
+                "annotations",
+                annotations::is_read,
+                MAX_ANNOTATIONS,
+            )?,
             created: created.map(|created| created.time()).transpose()?,
             deleting: metadata.field("deletionTimestamp")?.is_some(),
             location,
@@ -199,14 +213,15 @@ impl Reader {
         metadata: &Node<'_>,
         field: &str,
         wanted: fn(&str) -> bool,
+        limit: usize,
     ) -> Result<BTreeMap<Arc<str>, Arc<str>>, FieldError> {
         let mut kept = BTreeMap::new();
         let Some(all) = metadata.field(field)? else {
             return Ok(kept);
         };
         for (name, value) in all.fields(wanted)? {
-            if kept.len() == MAX_ANNOTATIONS || name.len() > MAX_TEXT {
-                let (count, limit) = (kept.len() + 1, MAX_ANNOTATIONS);
+            if kept.len() == limit || name.len() > MAX_LABEL {
+                let count = kept.len() + 1;
                 return Err(all.error(super::FieldProblem::TooMany { count, limit }));
             }
             let value = value.text(MAX_ANNOTATION)?;

@@ -104,6 +104,7 @@ mod tests {
             Event::Apply(object) => format!("apply {}", object.key()),
             Event::Delete(key) => format!("delete {key}"),
             Event::InitDone(kind) => format!("done {kind:?}"),
+            Event::Unavailable(kind) => format!("no {kind:?}"),
         };
         events.iter().map(show).collect()
     }

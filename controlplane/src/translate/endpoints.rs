@@ -57,6 +57,8 @@ pub struct Candidate<'a> {
     pub state: State,
     /// What its zone hint says.
     pub hint: Hint,
+    /// Which node it is on.
+    pub node: Option<&'a str>,
 }
 
 /// A slice whose endpoints were judged.
@@ -167,6 +169,7 @@ fn candidate<'a>(
         nodeless: endpoint.node.is_none() && endpoint.zone.is_none(),
         state: state(endpoint),
         hint,
+        node: endpoint.node.as_deref(),
     }
 }
 
@@ -254,7 +257,7 @@ fn numbers<'s>(
 fn distinct(mut all: Vec<Candidate<'_>>) -> Vec<Candidate<'_>> {
     all.sort_unstable();
     all.dedup_by(|later, kept| later.address == kept.address && later.pod == kept.pod);
-    all.sort_unstable_by_key(|c| (c.address, c.state, c.nodeless, c.created, c.hint));
+    all.sort_unstable_by_key(|c| (c.address, c.state, c.nodeless, c.created, c.hint, c.node));
     all.dedup_by(|later, kept| later.address == kept.address);
     all
 }

@@ -10,7 +10,8 @@ use super::text::shown;
 /// How a Service is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Front {
-    /// With addresses from the pools, at the Service's ports.
+    /// With addresses from the pools, at the Service's ports; so are Services of type NodePort that
+    /// ask for it by annotation.
     LoadBalancer,
     /// At the appliance's node-port addresses, at the nodePorts.
     NodePort,
@@ -31,7 +32,7 @@ pub fn admit(service: &Service, rules: &Rules) -> Result<Front, Reason> {
         });
     }
     // The class belongs to the type LoadBalancer: the API wipes it when the type changes.
-    if front == Front::LoadBalancer {
+    if service.kind == ServiceType::LoadBalancer {
         match &service.class {
             Some(class) if *class == rules.class => {}
             None if rules.default_provider => {}
@@ -60,9 +61,12 @@ fn front_of(service: &Service, rules: &Rules) -> Result<Front, Reason> {
             "; remove the label to serve it",
         ),
         ServiceType::ClusterIp => refused("ClusterIP", "; change the type to have one"),
+        ServiceType::NodePort if asked(service, Meaning::Front).next().is_some() => {
+            Ok(Front::LoadBalancer)
+        }
         ServiceType::NodePort if rules.node_port_addresses.is_empty() => refused(
             "NodePort",
-            "; start with --node-port-address to front node ports",
+            "; annotate it with weir.dev/front: \"true\" to have one nevertheless, or start with --node-port-address",
         ),
         ServiceType::NodePort => Ok(Front::NodePort),
         ServiceType::LoadBalancer => Ok(Front::LoadBalancer),

@@ -7,16 +7,19 @@
 //!
 //! The line through the module: `gate` admits the Service, `addressing` says which VIPs it
 //! wants, `endpoints` judges and counts what the slices list (`guard` refuses addresses),
-//! `ports` chooses the backends, `source_ranges` and `options` make the policy.
+//! `ports` chooses the backends, `by_nodes` where nodes are dialled in the place of pods, `auto`
+//! where that is to be found out, `source_ranges` and `options` make the policy.
 //!
 //! Fields that are not read, on purpose: `targetPort` (slices carry the number), `externalIPs` and
 //! `status` (anybody may write the one, and the other is output), `appProtocol` (a hint),
 //! `internalTrafficPolicy` and `trafficDistribution` (for traffic inside the cluster; the slices'
 //! hints say what remains), `publishNotReadyAddresses` (the slices' conditions carry it),
-//! `allocateLoadBalancerNodePorts` and `healthCheckNodePort` (no node port is ever dialled).
+//! `allocateLoadBalancerNodePorts` (each port says whether it has a nodePort).
 
 mod address;
 mod addressing;
+mod auto;
+mod by_nodes;
 mod endpoints;
 mod gate;
 mod guard;
@@ -27,20 +30,45 @@ mod source_ranges;
 mod tests;
 mod text;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::load_balancer::{Addressing, LoadBalancer, Translation};
+use crate::nodes::{NodeSet, Selector};
 use crate::object::{EndpointSlice, Family, Service};
+use crate::probe::{Probe, Verdicts};
 use crate::reason::Reason;
 
 use gate::Front;
+pub(crate) use guard::refusal;
 pub use text::shown;
 
 /// So many items of one kind are named one by one in the reasons.
 const LISTED: usize = 5;
+
+/// What is dialled for a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backends {
+    /// Its endpoints.
+    #[default]
+    Pods,
+    /// Nodes, at its node ports.
+    Nodes,
+    /// Endpoints while they can be reached, else nodes.
+    Auto,
+}
+
+/// What there is beside a Service, its slices and the settings.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// The nodes of its cluster.
+    pub nodes: &'a NodeSet,
+    /// What probes found.
+    pub verdicts: &'a Verdicts,
+}
 
 /// The appliance's settings that change what a Service means. Addresses are canonical: no v4-mapped
 /// ones.
@@ -57,6 +85,10 @@ pub struct Rules {
     /// Ranges of endpoints that are served though a built-in rule refuses them; each opens only
     /// what it lies inside of.
     pub allow_endpoints: Vec<IpNet>,
+    /// What is dialled for a Service that does not say.
+    pub backends: Backends,
+    /// The nodes that are dialled at node ports.
+    pub node_selector: Selector,
     /// The address pools, first and last address: our own VIPs, never dialled.
     pub pools: Vec<(IpAddr, IpAddr)>,
     /// Other addresses of the appliance that are never dialled: the admin listener's, and VIPs
@@ -73,22 +105,26 @@ impl Default for Rules {
             zone: None,
             node_port_addresses: Vec::new(),
             allow_endpoints: Vec::new(),
+            backends: Backends::Pods,
+            node_selector: Selector::default(),
             pools: Vec::new(),
             own_addresses: Vec::new(),
         }
     }
 }
 
-/// What `service` with these `slices` means under `rules`. Slices of other Services are left out.
+/// What `service` with these `slices` means under `rules`, as far as `view` tells. Slices of other Services are left out.
 pub fn translate<'a>(
     service: &Service,
     slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
+    view: View<'_>,
     rules: &Rules,
 ) -> Translation {
     let mut reasons = Vec::new();
+    let mut probes = BTreeSet::new();
     let own = slices.into_iter().filter(|slice| belongs(slice, service));
     let endpoints = endpoints::gather(own.map(|slice| &**slice), rules);
-    let load_balancer = serve(service, &endpoints, rules, &mut reasons);
+    let load_balancer = serve(service, &endpoints, view, rules, &mut probes, &mut reasons);
     if load_balancer.is_some() {
         endpoints.refusals(&mut reasons);
     }
@@ -98,6 +134,7 @@ pub fn translate<'a>(
         load_balancer: load_balancer.map(Arc::new),
         reasons,
         endpoints: endpoints.counts,
+        probes: probes.into_iter().collect(),
     }
 }
 
@@ -114,7 +151,9 @@ fn belongs(slice: &EndpointSlice, service: &Service) -> bool {
 fn serve(
     service: &Service,
     endpoints: &endpoints::Endpoints<'_>,
+    view: View<'_>,
     rules: &Rules,
+    probes: &mut BTreeSet<Probe>,
     reasons: &mut Vec<Reason>,
 ) -> Option<LoadBalancer> {
     let front = match gate::admit(service, rules) {
@@ -136,7 +175,15 @@ fn serve(
     let families = families_of(&addressing);
     gate::notes(service, reasons);
     options::ignored(service, reasons);
-    let ports = ports::ports(service, front, &families, endpoints, reasons);
+    let dialled = options::backends(service, rules, reasons);
+    let asked = ports::Asked {
+        service,
+        front,
+        families: &families,
+        dialled,
+        view,
+    };
+    let ports = ports::ports(asked, endpoints, probes, reasons);
     if ports.is_empty() {
         return None;
     }
@@ -153,7 +200,14 @@ fn serve(
     })
 }
 
-/// Is `service` ours to serve, as it stands? Whether it then can be is another question.
+/// Does what `service` means depend on nodes?
+pub(crate) fn looks_at_nodes(service: &Service, rules: &Rules) -> bool {
+    gate::admit(service, rules).is_ok()
+        && options::backends(service, rules, &mut Vec::new()) != Backends::Pods
+}
+
+/// Is `service` ours to serve with addresses from the pools, as it stands? Whether it then can be is
+/// another question.
 pub(crate) fn is_ours(service: &Service, rules: &Rules) -> bool {
     matches!(gate::admit(service, rules), Ok(Front::LoadBalancer))
 }

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use lb_core::balance::Algorithm;
 
-use crate::annotations::{self, Meaning, NATIVE_PREFIX};
+use crate::annotations::{self, LABEL_SERVICE_PROXY_NAME, Meaning, NATIVE_PREFIX};
 use crate::object::Service;
 use crate::reason::Reason;
 
 use super::addressing::outranked;
 use super::gate::{attributes, says_no};
 use super::text::shown;
+use super::{Backends, Rules};
 
 /// sessionAffinityConfig.clientIP.timeoutSeconds: 1 to 86400, default 10800 (core/v1).
 const AFFINITY: std::ops::RangeInclusive<Duration> =
@@ -63,6 +64,22 @@ pub fn algorithm(service: &Service, frontends: usize, reasons: &mut Vec<Reason>)
     }
 }
 
+/// What is dialled. A Service that belongs to another service proxy has no node ports.
+pub fn backends(service: &Service, rules: &Rules, reasons: &mut Vec<Reason>) -> Backends {
+    let asked = best(service, Meaning::Backends, reasons, |value| {
+        Some(match value {
+            "pods" => Backends::Pods,
+            "nodes" => Backends::Nodes,
+            "auto" => Backends::Auto,
+            _ => return None,
+        })
+    });
+    match service.meta.labels.contains_key(LABEL_SERVICE_PROXY_NAME) {
+        true => Backends::Pods,
+        false => asked.unwrap_or(rules.backends),
+    }
+}
+
 /// When idle TCP connections close, or `None` for the appliance's default.
 pub fn idle_timeout(service: &Service, reasons: &mut Vec<Reason>) -> Option<Duration> {
     best(service, Meaning::IdleTimeout, reasons, |value| {
@@ -99,6 +116,7 @@ fn expected(meaning: Meaning) -> &'static str {
         Meaning::Algorithm => {
             "one of consistent, maglev, round-robin, random, least-connections; consistent is used"
         }
+        Meaning::Backends => "one of pods, nodes, auto; what --backends says is used",
         _ => "a time from 1s to 168h, as in 90s or 1h30m; the default is used",
     }
 }

@@ -8,11 +8,14 @@ use lb_core::table::{Backend, BackendState, Protocol};
 
 use crate::load_balancer::Port;
 use crate::object::{Family, PortProtocol, Service, ServicePort, TrafficPolicy};
+use crate::probe::Probe;
 use crate::reason::Reason;
 
+use super::by_nodes::ByNodes;
 use super::endpoints::{Candidate, Endpoints, Hint, State};
 use super::gate::Front;
 use super::text::shown;
+use super::{Backends, View, auto};
 
 /// Most backends of one Service, over all its ports: the largest pool four times. Each takes some
 /// 300 bytes until it is served, and ports times endpoints are written in few: without an end, a
@@ -20,23 +23,50 @@ use super::text::shown;
 pub const MAX_BACKENDS: usize = 262_144;
 
 /// A port that can be served: what clients dial, and the Service's port it stands for.
-struct Served<'a> {
+pub(super) struct Served<'a> {
     number: NonZeroU16,
-    protocol: Protocol,
-    port: &'a ServicePort,
+    pub(super) protocol: Protocol,
+    pub(super) port: &'a ServicePort,
+}
+
+/// Whose ports, and what is known of how they are to be served.
+#[derive(Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub service: &'a Service,
+    pub front: Front,
+    pub families: &'a [Family],
+    pub dialled: Backends,
+    pub view: View<'a>,
 }
 
 /// The ports of `service` with their backends for VIPs of `families`, sorted by number and
 /// protocol. The same number on TCP and UDP makes two ports.
-pub fn ports(
-    service: &Service,
-    front: Front,
-    families: &[Family],
+pub(super) fn ports(
+    asked: Asked<'_>,
     endpoints: &Endpoints<'_>,
+    probes: &mut BTreeSet<Probe>,
     reasons: &mut Vec<Reason>,
 ) -> Vec<Port> {
-    let served = served(service, front, reasons);
-    let sizes = served.iter().map(|served| endpoints.size_of(served.port));
+    let Asked {
+        service,
+        families,
+        view,
+        ..
+    } = asked;
+    let served = served(asked, reasons);
+    let by_nodes = match asked.dialled {
+        Backends::Pods => false,
+        Backends::Nodes => true,
+        Backends::Auto => auto::falls_back(service, &served, endpoints, view, probes, reasons),
+    };
+    if by_nodes && service.client_ip_affinity.is_some() {
+        reasons.push(Reason::AffinityAtNodes);
+    }
+    let mut nodes = by_nodes.then(|| ByNodes::new(service, view));
+    let sizes = served.iter().map(|served| match &nodes {
+        Some(nodes) => nodes.size(),
+        None => endpoints.size_of(served.port),
+    });
     let count: usize = sizes.sum();
     if count > MAX_BACKENDS {
         let most = MAX_BACKENDS;
@@ -46,7 +76,10 @@ pub fn ports(
     let mut made: Vec<Port> = served
         .into_iter()
         .map(|served| {
-            let choice = choose(served.port, service.external_traffic_policy, endpoints);
+            let choice = match &mut nodes {
+                Some(nodes) => nodes.choose(&served, endpoints, reasons),
+                None => choose(served.port, service.external_traffic_policy, endpoints),
+            };
             explain(served.port, &choice, families, endpoints, reasons);
             let backends = |family| {
                 let wanted = families.contains(&family);
@@ -63,6 +96,7 @@ pub fn ports(
             }
         })
         .collect();
+    probes.extend(nodes.map(|nodes| nodes.probes).unwrap_or_default());
     made.sort_unstable_by_key(|port| (port.port, port.protocol));
     made
 }
@@ -81,7 +115,8 @@ fn explain(
             port: port.port.get(),
             name: shown(&port.name),
         });
-    } else if choice.v4.backends.is_empty() && choice.v6.backends.is_empty() {
+    } else if !choice.without_node && choice.v4.backends.is_empty() && choice.v6.backends.is_empty()
+    {
         reasons.push(Reason::NoUsableEndpoint {
             not_ready: counts.not_ready,
             terminating: counts.serving + counts.terminating,
@@ -100,7 +135,8 @@ fn explain(
     }
 }
 
-fn served<'a>(service: &'a Service, front: Front, reasons: &mut Vec<Reason>) -> Vec<Served<'a>> {
+fn served<'a>(asked: Asked<'a>, reasons: &mut Vec<Reason>) -> Vec<Served<'a>> {
+    let service = asked.service;
     let mut seen = BTreeSet::new();
     let mut served = Vec::with_capacity(service.ports.len());
     for port in &service.ports {
@@ -114,9 +150,12 @@ fn served<'a>(service: &'a Service, front: Front, reasons: &mut Vec<Reason>) -> 
                 continue;
             }
         };
-        let number = match front {
-            // Pods are dialled, so a LoadBalancer Service needs no nodePort.
-            Front::LoadBalancer => Some(port.port),
+        let number = match asked.front {
+            // Where pods are dialled a LoadBalancer Service needs no nodePort.
+            Front::LoadBalancer => {
+                let dialled = asked.dialled != Backends::Nodes || port.node_port.is_some();
+                dialled.then_some(port.port)
+            }
             Front::NodePort => port.node_port,
         };
         let Some(number) = number else {
@@ -145,16 +184,19 @@ fn served<'a>(service: &'a Service, front: Front, reasons: &mut Vec<Reason>) -> 
 }
 
 /// The backends of one family.
-struct Chosen {
-    backends: Vec<Backend>,
+#[derive(Default)]
+pub(super) struct Chosen {
+    pub backends: Vec<Backend>,
     /// They are all terminating.
-    terminating: bool,
+    pub terminating: bool,
 }
 
 /// The backends of both families for one port.
-struct Choice {
-    v4: Chosen,
-    v6: Chosen,
+pub(super) struct Choice {
+    pub v4: Chosen,
+    pub v6: Chosen,
+    /// There are endpoints, and no node to reach them by.
+    pub without_node: bool,
 }
 
 impl Choice {
@@ -175,6 +217,7 @@ fn choose(port: &ServicePort, policy: TrafficPolicy, endpoints: &Endpoints<'_>) 
     Choice {
         v4: of(Family::V4),
         v6: of(Family::V6),
+        without_node: false,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use admin_api::view::Check;
+use controlplane::object::Kind;
 use controlplane::source::kubernetes::{Origin, STALE_AFTER, Scope, Watch};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
@@ -21,9 +22,10 @@ pub fn check(watches: &Watches, now: Instant) -> Option<Check> {
         .iter()
         .filter_map(|(scope, watch)| wrong(scope, watch, now));
     let wrong: Vec<String> = wrong.collect();
+    // Without nodes the others are served.
     let nothing = watches
-        .values()
-        .any(|watch| watch.origin == Origin::Nothing);
+        .iter()
+        .any(|(scope, watch)| scope.kind != Kind::Node && watch.origin == Origin::Nothing);
     let text = wrong.join("; ");
     Some(match (wrong.is_empty(), nothing) {
         (true, _) => {
@@ -114,7 +116,6 @@ fn sums<'a>(
 mod tests {
     use admin_api::metrics::Registry;
     use admin_api::view::Level;
-    use controlplane::object::Kind;
     use controlplane::source::kubernetes::Failure;
 
     use super::*;
@@ -164,6 +165,15 @@ mod tests {
         assert_eq!(level, Level::Failed);
         assert!(message.contains("no complete list yet"), "{message}");
         assert!(check(&Watches::new(), now).is_none());
+        // Without nodes everything else is served.
+        let nodes = Scope {
+            kind: Kind::Node,
+            namespace: None,
+        };
+        let all = watches(Origin::Nothing, 1, Some(Failure::Gone), now).into_values();
+        let all = all.map(|watch| (nodes.clone(), watch)).collect();
+        let said = check(&all, now).expect("there are some");
+        assert_eq!(said.level, Level::Warning, "{}", said.message);
     }
 
     #[test]

@@ -12,7 +12,10 @@ use controlplane::compile::Defaults;
 use controlplane::source::kubernetes::Access;
 
 use super::layer::Layer;
-use super::values::{AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span};
+use super::values::{
+    AdminAddress, BackendsName, Cidr, EngineName, HashKeyText, LogFormat, NodeSelector, PoolEntry,
+    Span,
+};
 
 /// The settings that run.
 #[derive(Clone, Debug, PartialEq)]
@@ -35,6 +38,8 @@ pub struct Settings {
     pub default_provider: bool,
     pub zone: Option<String>,
     pub node_port_addresses: Vec<IpAddr>,
+    pub backends: BackendsName,
+    pub node_selector: Option<NodeSelector>,
     pub vip_interface: Option<String>,
     pub allow_endpoints: Vec<Cidr>,
     pub source_addresses: Vec<IpAddr>,
@@ -73,6 +78,8 @@ impl Settings {
             default_provider,
             zone,
             node_port_addresses,
+            backends,
+            node_selector,
             vip_interface,
             allow_endpoints,
             source_addresses,
@@ -119,6 +126,8 @@ impl Settings {
                 .unwrap_or(!of_a_cluster),
             zone: zone.or(under.zone),
             node_port_addresses: whole(node_port_addresses, under.node_port_addresses),
+            backends: backends.or(under.backends).unwrap_or(BackendsName::Pods),
+            node_selector: node_selector.or(under.node_selector),
             vip_interface: vip_interface.or(under.vip_interface),
             allow_endpoints: whole(allow_endpoints, under.allow_endpoints),
             source_addresses: whole(source_addresses, under.source_addresses),

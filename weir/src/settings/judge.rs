@@ -300,6 +300,8 @@ mod tests {
             "--in-cluster --namespaces kube-system",
             "--log WARN,weir=debug,controlplane=trace --manifests src",
             "--log off",
+            "--backends nodes --node-selector edge",
+            "--backends auto --node-selector=!old,zone!=a",
             // Whether it can run is the kernel's to say, at the start.
             "--engine io_uring",
         ] {

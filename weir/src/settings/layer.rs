@@ -6,7 +6,8 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use super::values::{
-    self, AdminAddress, Cidr, EngineName, HashKeyText, LogFormat, PoolEntry, Span,
+    self, AdminAddress, BackendsName, Cidr, EngineName, HashKeyText, LogFormat, NodeSelector,
+    PoolEntry, Span,
 };
 
 /// One layer of settings; what it does not say is `None` or empty.
@@ -102,6 +103,16 @@ pub struct Layer {
         value_delimiter = ','
     )]
     pub node_port_addresses: Vec<IpAddr>,
+
+    /// What is dialled for a Service that does not say (weir.dev/backends): its pods, nodes at its
+    /// node ports, or auto: pods while they can be reached from here, else nodes. Default: pods.
+    #[arg(long, env = "WEIR_BACKENDS", value_enum)]
+    pub backends: Option<BackendsName>,
+
+    /// The nodes that are dialled at node ports, as `kubectl get nodes -l` takes it. Default: all
+    /// that no label keeps out of load balancers.
+    #[arg(long, env = "WEIR_NODE_SELECTOR", value_name = "SELECTOR")]
+    pub node_selector: Option<NodeSelector>,
 
     /// Put VIPs on this interface. Default: the one whose subnet holds the VIP, else lo.
     #[arg(long, env = "WEIR_VIP_INTERFACE", value_name = "NAME")]

@@ -14,7 +14,7 @@ pub use file::load;
 pub use judge::judge;
 pub use layer::Layer;
 pub use problem::Problem;
-pub use values::{EngineName, LogFormat};
+pub use values::{BackendsName, EngineName, LogFormat};
 
 /// The JSON Schema of the settings file, as `deploy/weir.schema.json` publishes it.
 pub fn schema() -> String {

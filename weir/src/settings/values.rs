@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use controlplane::allocate::Range;
+use controlplane::nodes::{Selector, SelectorError};
 use ipnet::IpNet;
 use serde::Deserialize;
 
@@ -216,6 +217,33 @@ text_value!(
     ]
 );
 
+/// A label selector of nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSelector(pub Selector);
+
+impl FromStr for NodeSelector {
+    type Err = SelectorError;
+
+    fn from_str(text: &str) -> Result<NodeSelector, SelectorError> {
+        text.parse().map(NodeSelector)
+    }
+}
+
+impl fmt::Display for NodeSelector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+text_value!(
+    NodeSelector,
+    "A label selector: a=b, a!=b, a in (b,c), a notin (b,c), a, !a, a>1, a<1, comma-joined.",
+    [
+        "topology.kubernetes.io/zone=a,!old",
+        "class in (edge,spare)"
+    ]
+);
+
 /// Where the admin listener listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdminAddress(pub admin_api::Address);
@@ -299,6 +327,18 @@ words!(
         IoUring = "io_uring",
         /// epoll.
         Epoll = "epoll",
+    }
+);
+
+words!(
+    /// What is dialled for a Service.
+    BackendsName {
+        /// Its endpoints.
+        Pods = "pods",
+        /// Nodes, at its node ports.
+        Nodes = "nodes",
+        /// Endpoints while they can be reached, else nodes.
+        Auto = "auto",
     }
 );
 

@@ -13,7 +13,7 @@
 //! - `items`, `lines`, `reading` (PURE): what is sent -> objects, each bounded and judged alone;
 //! - `watcher`: list, watch, and when to try again (`backoff`, `failure`);
 //! - `store` (PURE): what was said last, and what the control task hears of it;
-//! - `snapshot`, `encode`: the objects last seen, for a start while no API server answers;
+//! - `snapshot`, `saving`, `encode`: the objects last seen, for a start while no API server answers;
 //! - `health`: how each watch fares, for readiness and metrics.
 //!
 //! # What holds
@@ -22,6 +22,9 @@
 //! is handed on whole, as a difference for the store behind: there is never an empty moment. An API
 //! server that is silent, gone or mad costs freshness and nothing else. One object that cannot be
 //! read is skipped, and keeps its last good version; all others go on.
+//!
+//! Nodes are watched once a Service is dialled by way of them: the base role cannot read them. Nobody
+//! waits for them longer than a moment: they concern no other Service.
 
 mod access;
 mod backoff;
@@ -33,6 +36,7 @@ mod items;
 mod lines;
 mod reading;
 mod request;
+mod saving;
 mod scope;
 mod snapshot;
 mod store;
@@ -55,6 +59,7 @@ pub use self::connection::{Connection, ConnectionError, Lease};
 pub use self::failure::Failure;
 pub use self::health::{Origin, STALE_AFTER, Watch, Watches};
 pub use self::reading::Refusal;
+use self::saving::Saving;
 pub use self::scope::Scope;
 use self::snapshot::Snapshot;
 use self::store::Store;
@@ -78,8 +83,10 @@ pub struct Settings {
     pub connection: Connection,
     /// How each watch fares; to be looked at by anybody.
     pub watches: Watches,
-    /// What is watched.
+    /// What is watched from the start.
     pub kinds: Vec<Kind>,
+    /// Nodes are watched too.
+    nodes: watch::Sender<bool>,
     /// Where; empty: everywhere.
     pub namespaces: Vec<Arc<str>>,
     /// Where the objects last seen are kept; `None`: nowhere.
@@ -139,10 +146,21 @@ impl Settings {
             connection,
             watches: Watches::default(),
             kinds: KINDS.to_vec(),
+            nodes: watch::channel(false).0,
             namespaces,
             state_dir,
             times: Times::default(),
         }
+    }
+
+    /// From now on nodes are watched too.
+    pub fn watch_nodes(&self) {
+        self.nodes.send_replace(true);
+    }
+
+    /// Are nodes watched?
+    pub fn watches_nodes(&self) -> bool {
+        *self.nodes.borrow()
     }
 
     /// What [`crate::cluster::Cluster`] is to expect.
@@ -189,6 +207,10 @@ struct Source {
     kept: Option<Vec<Object>>,
     /// When EndpointSlices that vanished have waited enough.
     settle: Option<Instant>,
+    /// Nodes are watched.
+    with_nodes: bool,
+    /// When they have been waited for enough.
+    nodes_due: Option<Instant>,
     saving: Saving,
 }
 
@@ -218,6 +240,8 @@ impl Source {
             failures: BTreeMap::new(),
             kept: None,
             settle: None,
+            with_nodes: false,
+            nodes_due: None,
         }
     }
 
@@ -229,6 +253,7 @@ impl Source {
                 tasks.spawn(self.watcher(scope, orders, reports.clone()).run());
             }
         }
+        let mut nodes = self.settings.nodes.subscribe();
         let mut loading = self.load();
         let restore = Instant::now() + self.settings.times.restore;
         let mut batch = Vec::new();
@@ -241,6 +266,15 @@ impl Source {
                 loaded = &mut loading, if !self.saving.loaded => {
                     self.kept = loaded.unwrap_or_default();
                     self.saving.loaded = true;
+                    let kept = self.kept.iter().flatten();
+                    if kept.map(Object::key).any(|key| key.kind == Kind::Node) {
+                        // The last run looked at them.
+                        self.settings.watch_nodes();
+                    }
+                    Ok(())
+                }
+                () = wanted(&mut nodes), if !self.with_nodes => {
+                    self.add_nodes(&mut tasks, &reports);
                     Ok(())
                 }
                 written = self.saving.ended(), if self.saving.writing.is_some() => {
@@ -289,11 +323,34 @@ impl Source {
         )
     }
 
+    /// Watches nodes too.
+    fn add_nodes(&mut self, tasks: &mut JoinSet<()>, reports: &mpsc::Sender<(Scope, Report)>) {
+        self.with_nodes = true;
+        self.nodes_due = Some(Instant::now() + self.settings.times.restore);
+        let (orders, _) = watch::channel(0);
+        for scope in Scope::all(&[Kind::Node], &[]) {
+            self.store.add(&scope);
+            self.settings.watches.begin(&scope);
+            tasks.spawn(self.watcher(scope, &orders, reports.clone()).run());
+        }
+        self.orders.insert(Kind::Node, orders);
+    }
+
+    /// Nodes are not waited for any longer.
+    async fn without_nodes(&mut self) -> Result<(), Closed> {
+        self.nodes_due = None;
+        match self.store.has(Kind::Node) {
+            true => Ok(()),
+            false => self.hand_on(vec![Event::Unavailable(Kind::Node)]).await,
+        }
+    }
+
     /// When there is something to do, though nothing is heard.
     fn due(&self, restore: Instant) -> Option<Instant> {
         let restore = self.kept.is_some().then_some(restore);
         let save = self.saving.due();
-        restore.into_iter().chain(save).chain(self.settle).min()
+        let others = self.settle.into_iter().chain(self.nodes_due);
+        restore.into_iter().chain(save).chain(others).min()
     }
 
     /// Does what is due.
@@ -306,6 +363,9 @@ impl Source {
             self.settle = None;
             let events = self.store.wait_no_longer();
             self.hand_on(events).await?;
+        }
+        if self.nodes_due.is_some_and(|due| now >= due) {
+            self.without_nodes().await?;
         }
         if self.saving.due().is_some_and(|due| now >= due) {
             self.save();
@@ -332,6 +392,9 @@ impl Source {
                 }
                 Report::Deleted(key) => self.store.deleted(&key).into_iter().collect(),
                 Report::Fares(Some(failure)) => {
+                    if scope.kind == Kind::Node && matches!(failure, Failure::Forbidden { .. }) {
+                        self.without_nodes().await?;
+                    }
                     self.failures.insert(scope, failure);
                     Vec::new()
                 }
@@ -451,6 +514,13 @@ impl Source {
     }
 }
 
+/// Returns once nodes are to be watched.
+async fn wanted(nodes: &mut watch::Receiver<bool>) {
+    if nodes.wait_for(|wanted| *wanted).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Gives the watchers an order, if they have none that is newer.
 fn give(orders: &watch::Sender<u64>, order: u64) {
     orders.send_if_modified(|last| {
@@ -458,80 +528,4 @@ fn give(orders: &watch::Sender<u64>, order: u64) {
         *last = order.max(*last);
         is_newer
     });
-}
-
-/// How the writing of the snapshot goes.
-struct Saving {
-    least: Duration,
-    /// What was kept was read: it is no longer needed.
-    loaded: bool,
-    /// Something is to be written.
-    changed: bool,
-    next: Instant,
-    failing: bool,
-    writing: Option<JoinHandle<Written>>,
-}
-
-/// What became of one writing.
-#[derive(Debug, Default)]
-struct Written {
-    took: Duration,
-    error: Option<String>,
-}
-
-impl Saving {
-    fn new(least: Duration) -> Saving {
-        Saving {
-            least,
-            loaded: false,
-            changed: false,
-            next: Instant::now(),
-            failing: false,
-            writing: None,
-        }
-    }
-
-    /// When to write next, if there is anything.
-    fn due(&self) -> Option<Instant> {
-        let idle = self.loaded && self.writing.is_none();
-        (self.changed && idle).then_some(self.next)
-    }
-
-    /// Returns when a writing ends; it stays if this is given up.
-    async fn ended(&mut self) -> Written {
-        match &mut self.writing {
-            Some(writing) => writing.await.unwrap_or_default(),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn write(&mut self, snapshot: Snapshot, objects: Vec<Object>) {
-        self.next = Instant::now() + self.least;
-        self.writing = Some(tokio::task::spawn_blocking(move || {
-            let begun = Instant::now();
-            let error = snapshot.save(&objects).err();
-            Written {
-                took: begun.elapsed(),
-                error: error.map(|error| {
-                    format!("{} cannot be written: {error}", snapshot.path().display())
-                }),
-            }
-        }));
-    }
-
-    /// A large cluster on a slow disk is written less often: a twentieth of the time at most.
-    fn written(&mut self, written: Written) {
-        self.writing = None;
-        self.next = self.next.max(Instant::now() + written.took * 20);
-        let failed = written.error.is_some();
-        self.changed |= failed;
-        if let Some(error) = written.error
-            && !self.failing
-        {
-            tracing::error!(
-                "{error}; a start while no API server answers would find old objects or none"
-            );
-        }
-        self.failing = failed;
-    }
 }

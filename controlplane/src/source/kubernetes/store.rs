@@ -72,16 +72,19 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(scopes: &[Scope]) -> Store {
-        let mut kinds: BTreeMap<Kind, Known> = BTreeMap::new();
-        for scope in scopes {
-            kinds.entry(scope.kind).or_default().scopes += 1;
-        }
-        Store {
-            kinds,
+        let mut store = Store {
+            kinds: BTreeMap::new(),
             order: 0,
             waiting: None,
             max_objects: MAX_OBJECTS,
-        }
+        };
+        scopes.iter().for_each(|scope| store.add(scope));
+        store
+    }
+
+    /// One more scope.
+    pub(super) fn add(&mut self, scope: &Scope) {
+        self.kinds.entry(scope.kind).or_default().scopes += 1;
     }
 
     /// As `new`, with room for so many of a kind.
@@ -104,14 +107,24 @@ impl Store {
         self.waiting
     }
 
-    /// Every kind was handed on at least once.
+    /// Every kind was handed on at least once, but for nodes, which may never be listed.
     pub(super) fn complete(&self) -> bool {
-        self.kinds.values().all(|known| known.complete)
+        self.needed().all(|known| known.complete)
     }
 
-    /// Every list came from the API server.
+    /// Every list came from the API server, but for those of nodes.
     pub(super) fn is_listed(&self) -> bool {
-        self.kinds.values().all(Known::is_listed)
+        self.needed().all(Known::is_listed)
+    }
+
+    /// This kind was handed on at least once.
+    pub(super) fn has(&self, kind: Kind) -> bool {
+        self.kinds.get(&kind).is_some_and(|known| known.complete)
+    }
+
+    fn needed(&self) -> impl Iterator<Item = &Known> {
+        let needed = self.kinds.iter().filter(|(kind, _)| **kind != Kind::Node);
+        needed.map(|(_, known)| known)
     }
 
     /// Everything in use.

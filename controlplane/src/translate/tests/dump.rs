@@ -24,7 +24,11 @@ fn a_normal_cluster_is_served_as_its_owner_expects() {
     }
     let mut said = Vec::new();
     for service in services {
-        let translation = translate(&service, &slices, &Rules::default());
+        let translation = run_with(
+            &service,
+            slices.iter().map(|slice| (**slice).clone()).collect(),
+            &Rules::default(),
+        );
         let mut line = format!("{}: {}", service.meta.key, codes(&translation).join(","));
         for port in translation
             .load_balancer

@@ -37,6 +37,28 @@ fn type_only_load_balancer_is_served() {
     }
 }
 
+/// A NodePort Service is fronted on request: as if it were a load balancer without a class.
+#[test]
+fn type_node_port_is_fronted_by_annotation_whatever_the_class() {
+    let strict = Rules {
+        default_provider: false,
+        ..Rules::default()
+    };
+    for (value, is_served) in [("true", true), ("yes", true), ("false", false), ("", false)] {
+        let mut asked = annotated(&[("weir.dev/front", value)]);
+        asked.kind = ServiceType::NodePort;
+        let slices = vec![v4(vec![endpoint("10.0.0.1")])];
+        let translation = run_with(&asked, slices, &strict);
+        assert_eq!(translation.load_balancer.is_some(), is_served, "{value:?}");
+        if is_served {
+            assert!(codes(&translation).is_empty());
+            assert_eq!(served(&translation).ports[0].port.get(), 80);
+        }
+        asked.kind = ServiceType::ClusterIp;
+        assert_eq!(run_healthy(&asked).load_balancer, None);
+    }
+}
+
 #[test]
 fn headless_label_is_refused_and_service_proxy_name_is_noted() {
     let mut labelled = service();

@@ -5,6 +5,7 @@ mod addressing;
 mod dump;
 mod endpoints;
 mod gate;
+mod nodes;
 mod policy;
 mod properties;
 
@@ -14,12 +15,14 @@ use std::sync::Arc;
 
 use lb_core::table::{Backend, BackendState};
 
-use super::{Rules, translate};
+use super::{Rules, View, translate};
 use crate::load_balancer::{Addressing, LoadBalancer, Translation};
+use crate::nodes::NodeSet;
 use crate::object::{
     AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Key, Kind, Meta, PortProtocol,
     Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy,
 };
+use crate::probe::Verdicts;
 use crate::reason::{Reason, Severity};
 
 fn meta(kind: Kind, name: &str) -> Meta {
@@ -145,7 +148,11 @@ fn v6(endpoints: Vec<Endpoint>) -> EndpointSlice {
 
 fn run_with(service: &Service, slices: Vec<EndpointSlice>, rules: &Rules) -> Translation {
     let slices: Vec<Arc<EndpointSlice>> = slices.into_iter().map(Arc::new).collect();
-    translate(service, &slices, rules)
+    let view = View {
+        nodes: &NodeSet::default(),
+        verdicts: &Verdicts::new(),
+    };
+    translate(service, &slices, view, rules)
 }
 
 fn run(service: &Service, slices: Vec<EndpointSlice>) -> Translation {

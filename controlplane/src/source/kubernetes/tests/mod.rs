@@ -1,5 +1,6 @@
 //! The source against a scripted API server, over real sockets, and the store behind it.
 
+mod nodes;
 pub(crate) mod server;
 mod store;
 
@@ -40,6 +41,7 @@ struct Harness {
     said: watch::Receiver<Vec<Problem>>,
     rescan: Arc<Notify>,
     watches: Watches,
+    settings: Settings,
     cluster: Cluster,
     /// The fewest Services since the first complete lists.
     fewest: usize,
@@ -99,13 +101,14 @@ impl Harness {
         let (sender, events) = mpsc::channel(64);
         let (say, said) = watch::channel(Vec::new());
         let rescan = Arc::new(Notify::new());
-        runtime.spawn(run(settings, sender, say, Arc::clone(&rescan)));
+        runtime.spawn(run(settings.clone(), sender, say, Arc::clone(&rescan)));
         Harness {
             runtime,
             events,
             said,
             rescan,
             watches,
+            settings,
             cluster,
             fewest: usize::MAX,
             directory,

@@ -504,9 +504,10 @@ fn list(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result<(
     };
     drop(left);
     drop(world);
-    let kind = match asked.path.ends_with("/endpointslices") {
-        true => "EndpointSliceList",
-        false => "ServiceList",
+    let kind = match asked.path.rsplit('/').next() {
+        Some("endpointslices") => "EndpointSliceList",
+        Some("nodes") => "NodeList",
+        _ => "ServiceList",
     };
     let body = json!({"kind": kind, "apiVersion": "v1", "items": items,
         "metadata": {"resourceVersion": now, "continue": next}});

@@ -37,6 +37,7 @@ fn shown(events: &[Event]) -> Vec<String> {
         Event::Apply(object) => format!("apply {} {}", object.key().kind, object.key()),
         Event::Delete(key) => format!("delete {key}"),
         Event::InitDone(kind) => format!("done {kind}"),
+        Event::Unavailable(kind) => format!("no {kind}"),
     };
     events.iter().map(show).collect()
 }
