@@ -224,6 +224,33 @@ impl Lab {
     }
 }
 
+impl Lab {
+    /// A node of a cluster behind the appliance, from 1: a namespace with the address 10.3.N.2 (its
+    /// InternalIP) that forwards, and with 10.4.N.1 to 10.4.N.4 for its pods, to which the appliance
+    /// and, by way of it, the other nodes have a route.
+    pub fn node(&self, n: u8) -> Net {
+        let lab = self.lb.name.trim_end_matches("-l");
+        let node = Net::new(lab, &format!("n{n}"));
+        let device = format!("node{n}");
+        join(&node, "eth0", &self.lb, &device);
+        node.ip(&["addr", "add", &format!("10.3.{n}.2/24"), "dev", "eth0"]);
+        let gateway = format!("10.3.{n}.1");
+        self.lb
+            .ip(&["addr", "add", &format!("{gateway}/24"), "dev", &device]);
+        node.ip(&["route", "add", "default", "via", &gateway]);
+        for pod in 1..=4 {
+            node.ip(&["addr", "add", &format!("10.4.{n}.{pod}/32"), "dev", "lo"]);
+        }
+        let pods = format!("10.4.{n}.0/24");
+        self.lb
+            .ip(&["route", "add", &pods, "via", &format!("10.3.{n}.2")]);
+        for net in [&node, &self.lb] {
+            net.sysctl("net/ipv4/ip_forward", "1");
+        }
+        node
+    }
+}
+
 /// The address of pod `n` (from 0).
 pub fn pod_v4(n: u16) -> std::net::Ipv4Addr {
     std::net::Ipv4Addr::new(10, 2, 0, 11 + n as u8)
