@@ -5,6 +5,7 @@
 //! for anything here.
 
 mod engine;
+pub mod memory;
 mod port_use;
 mod probe;
 
@@ -15,6 +16,7 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
@@ -64,6 +66,8 @@ pub struct Limits {
     /// also how long a reader may pause, and the default is no less than the time that Linux
     /// itself goes on sending to a peer that does not answer (tcp_retries2: some 15 minutes).
     pub peer_timeout: Duration,
+    /// Up to where memory may fill before new work waits, and before idle connections are closed.
+    pub memory: memory::Watermarks,
     /// Addresses of this machine that backends are dialled from, by chance; one without a port
     /// left gives way to the next. None of a backend's family: the kernel's choice.
     pub source_addresses: Vec<IpAddr>,
@@ -78,6 +82,7 @@ impl Default for Limits {
             pins: 65_536,
             reserved_descriptors: 64,
             peer_timeout: Duration::from_secs(900),
+            memory: memory::Watermarks::default(),
             source_addresses: Vec::new(),
         }
     }
@@ -212,11 +217,13 @@ impl Plane {
                 budget,
                 watchers,
                 engine,
+                memory: Arc::default(),
             })),
             threads: vec![reporter],
         };
         // From here on a failure drops the plane, which stops what has started.
         plane.start_workers(pin, &limits, driver)?;
+        plane.watch_memory(limits.memory)?;
         Ok(plane)
     }
 
@@ -262,6 +269,15 @@ impl Plane {
         Ok(())
     }
 
+    fn watch_memory(&mut self, watermarks: memory::Watermarks) -> Result<(), StartError> {
+        let Inner { shared, memory, .. } = &*self.handle.0;
+        let (shared, memory) = (Arc::clone(shared), Arc::clone(memory));
+        if let Some(body) = memory::watcher(watermarks, Path::new("/"), shared, memory) {
+            self.threads.push(spawn("lb-memory".into(), body)?);
+        }
+        Ok(())
+    }
+
     /// The way to talk to it.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -281,6 +297,7 @@ impl Drop for Plane {
         shared.announce(|| shared.stop.store(true, Ordering::Release));
         watchers.end(&shared.reporter);
         for thread in self.threads.drain(..) {
+            thread.thread().unpark();
             // A worker does not return from a panic; a watcher's was caught.
             let _ = thread.join();
         }
@@ -297,12 +314,25 @@ struct Inner {
     budget: Budget,
     watchers: Arc<Watchers>,
     engine: Chosen,
+    memory: Arc<memory::Watch>,
 }
 
 impl Handle {
     /// Which I/O driver runs, and why.
     pub fn engine(&self) -> &Chosen {
         &self.0.engine
+    }
+
+    /// What the last look at memory found; ample, of nothing known, before the first and where
+    /// nobody looks.
+    pub fn memory(&self) -> memory::Memory {
+        self.0.memory.seen()
+    }
+
+    /// Calls `callback` whenever memory becomes more or less scarce, from the thread that looks:
+    /// the next look waits for it, workers do not.
+    pub fn on_memory(&self, callback: Box<dyn Fn(&memory::Memory) + Send + Sync>) {
+        self.0.memory.on_change(Arc::from(callback));
     }
 
     /// Hands `table` to the workers; each goes over to it at its next turn. A table published
@@ -445,6 +475,7 @@ fn shared(
             .then(|| Rotation::new(workers as u32).ok().map(Arc::new))
             .flatten(),
         ports: Arc::new(Ports::default()),
+        memory: Arc::new(ArcSwap::from_pointee(memory::Order::NONE)),
         drain_until: AtomicU64::new(Shared::NO_DRAIN),
         stop: AtomicBool::new(false),
         reporter,

@@ -162,6 +162,20 @@ impl<T> Slab<T> {
         }
     }
 
+    /// How many places it has, vacant ones too: every index is below.
+    pub fn places(&self) -> u32 {
+        self.entries.len() as u32
+    }
+
+    /// What is at `index`, if anything is.
+    pub fn at(&self, index: u32) -> Option<(Key, &T)> {
+        let entry = self.entries.get(index as usize)?;
+        match &entry.place {
+            Place::Occupied(value) => Some((Key::from_parts(index, entry.generation), value)),
+            Place::Vacant { .. } => None,
+        }
+    }
+
     /// Every entry with its key, by index.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> {
         self.entries

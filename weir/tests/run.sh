@@ -21,7 +21,7 @@ for word in "${scope[@]}"; do
 done
 # The test programs of weir and lb-core that move bytes.
 path=()
-for name in tcp udp streams wire floods resources churn swap affinity lifecycle \
+for name in tcp udp streams wire floods memory resources churn swap affinity lifecycle \
   adversary listeners drain steering over_limit exhaustion exhaustion_udp; do
   path+=(--test "$name")
 done

@@ -197,7 +197,7 @@ fn refusals(page: &mut Page, rows: &[Row<'_>]) {
 
 fn workers(page: &mut Page, workers: &[WorkerTotals]) {
     type Column = (&'static str, Kind, &'static str, fn(&WorkerTotals) -> u64);
-    const COLUMNS: [Column; 18] = [
+    const COLUMNS: [Column; 20] = [
         (
             "weir_worker_turns_total",
             Kind::Counter,
@@ -221,6 +221,18 @@ fn workers(page: &mut Page, workers: &[WorkerTotals]) {
             Kind::Gauge,
             "Listening sockets that are open now.",
             |w| w.listeners,
+        ),
+        (
+            "weir_worker_listeners_waiting",
+            Kind::Gauge,
+            "Listening sockets whose callers wait for memory.",
+            |w| w.listeners_waiting,
+        ),
+        (
+            "weir_worker_accept_waits_total",
+            Kind::Counter,
+            "Times that a listener's callers had to wait for memory.",
+            |w| w.accept_waits,
         ),
         (
             "weir_worker_descriptors",

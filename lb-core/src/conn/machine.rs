@@ -130,6 +130,7 @@ impl Conn {
             }
             (_, Event::Timer) => self.on_timer(now, out),
             (_, Event::Cut) => self.abort(CloseReason::DrainDeadline, out),
+            (_, Event::Shed) => self.abort(CloseReason::MemoryPressure, out),
             // A completion of an operation that nobody waits for any more.
             _ => {}
         }
@@ -143,6 +144,18 @@ impl Conn {
     /// Relays it, with neither side failed? Then another driver can take it over.
     pub fn is_relaying(&self) -> bool {
         self.phase == Phase::Relaying && self.failed().is_none()
+    }
+
+    /// When the last byte moved, of one that has a backend.
+    pub fn silent_since(&self) -> Option<Time> {
+        let has_backend = matches!(self.phase, Phase::Relaying | Phase::Flushing(_));
+        has_backend.then_some(self.active)
+    }
+
+    /// Do bytes wait in it that their receiver does not take?
+    pub fn is_stalled(&self) -> bool {
+        let sends = self.directions.iter().any(|d| d.stage == Stage::Sending);
+        sends || matches!(self.phase, Phase::Flushing(_))
     }
 
     /// Has this side's FIN been forwarded?

@@ -176,6 +176,8 @@ pub enum Event {
     Timer,
     /// The end of a drain: whatever is open is reset.
     Cut,
+    /// There is no memory for those that are idle: whatever is open is reset.
+    Shed,
 }
 
 /// What to start. Actions are carried out in the order given.

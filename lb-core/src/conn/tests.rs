@@ -537,17 +537,35 @@ fn tries_are_bounded_in_number() {
 }
 
 #[test]
-fn cut_resets_whatever_is_open_in_every_state() {
-    let reason = close(CloseReason::DrainDeadline);
-    let mut run = Run::after(&[ACCEPTED]);
-    run.expect(Event::Cut, &[RESET_D, reason]);
-    let mut run = Run::after(&[ACCEPTED, PICK]);
-    run.expect(Event::Cut, &[RESET_U, RESET_D, reason]);
-    let mut run = Run::relaying(&[got(D, 5)]);
-    run.expect(Event::Cut, &[RESET_U, RESET_D, reason]);
-    let mut run = Run::relaying(&[failed(D, Operation::Receive, Cause::Reset)]);
-    run.expect(Event::Cut, &[RESET_U, RESET_D, reason]);
-    run.expect(Event::Cut, &[]);
+fn cut_and_shed_reset_whatever_is_open_in_every_state() {
+    for (event, reason) in [
+        (Event::Cut, CloseReason::DrainDeadline),
+        (Event::Shed, CloseReason::MemoryPressure),
+    ] {
+        let reason = close(reason);
+        let mut run = Run::after(&[ACCEPTED]);
+        run.expect(event, &[RESET_D, reason]);
+        let mut run = Run::after(&[ACCEPTED, PICK]);
+        run.expect(event, &[RESET_U, RESET_D, reason]);
+        let mut run = Run::relaying(&[got(D, 5)]);
+        run.expect(event, &[RESET_U, RESET_D, reason]);
+        let mut run = Run::relaying(&[failed(D, Operation::Receive, Cause::Reset)]);
+        run.expect(event, &[RESET_U, RESET_D, reason]);
+        run.expect(event, &[]);
+    }
+}
+
+#[test]
+fn only_one_with_a_backend_is_silent_and_only_one_that_sends_is_stalled() {
+    let state = |run: &Run| (run.conn.silent_since().is_some(), run.conn.is_stalled());
+    assert_eq!(state(&Run::after(&[])), (false, false));
+    assert_eq!(state(&Run::after(&[ACCEPTED])), (false, false));
+    assert_eq!(state(&Run::after(&[ACCEPTED, PICK])), (false, false));
+    assert_eq!(state(&Run::relaying(&[])), (true, false));
+    assert_eq!(state(&Run::relaying(&[got(D, 5)])), (true, true));
+    let reset = failed(D, Operation::Receive, Cause::Reset);
+    assert_eq!(state(&Run::relaying(&[reset])), (true, true));
+    assert_eq!(state(&Run::relaying(&[reset, Event::Cut])), (false, false));
 }
 
 #[test]

@@ -157,6 +157,10 @@ pub struct WorkerCounters {
     pub bind_errors: Counter,
     /// Listening sockets that are open now.
     pub listeners: Counter,
+    /// Those of them whose callers wait for memory now.
+    pub listeners_waiting: Counter,
+    /// Times that a listener's callers had to wait for memory.
+    pub accept_waits: Counter,
     /// The memory that copies of latest datagrams take now, in bytes.
     pub copy_bytes: Counter,
     /// Datagrams of which no copy was kept because they were longer than 2 KiB, or that memory was

@@ -50,6 +50,8 @@ reasons! {
         SourceDenied = "source_denied",
         /// Shed: the process is short of descriptors.
         DescriptorLimit = "descriptor_limit",
+        /// Idle, and closed because memory was short.
+        MemoryPressure = "memory_pressure",
         /// Still open at the end of a drain.
         DrainDeadline = "drain_deadline",
         /// A local error that is none of the above (memory, ports, routes).
@@ -78,6 +80,8 @@ reasons! {
         SourceFlowLimit = "source_flow_limit",
         /// The process is short of descriptors.
         DescriptorLimit = "descriptor_limit",
+        /// It came for a new flow while memory was short.
+        MemoryPressure = "memory_pressure",
         /// No local port is left to reach a backend from.
         PortsExhausted = "ports_exhausted",
         /// Larger than the next hop takes.

@@ -137,6 +137,8 @@ pub struct WorkerTotals {
     pub shed_exhausted: u64,
     pub bind_errors: u64,
     pub listeners: u64,
+    pub listeners_waiting: u64,
+    pub accept_waits: u64,
     pub copy_bytes: u64,
     pub copies_refused: u64,
 }
@@ -166,6 +168,8 @@ impl From<&WorkerCounters> for WorkerTotals {
             shed_exhausted,
             bind_errors,
             listeners,
+            listeners_waiting,
+            accept_waits,
             copy_bytes,
             copies_refused,
         } = counters;
@@ -188,6 +192,8 @@ impl From<&WorkerCounters> for WorkerTotals {
             shed_exhausted: shed_exhausted.value(),
             bind_errors: bind_errors.value(),
             listeners: listeners.value(),
+            listeners_waiting: listeners_waiting.value(),
+            accept_waits: accept_waits.value(),
             copy_bytes: copy_bytes.value(),
             copies_refused: copies_refused.value(),
         }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::descriptors::Descriptors;
+use super::descriptors::{Accepted, Descriptors};
+use super::local::Local;
 use super::pipes::{self, Pipes};
+use super::room::Room;
 use super::sources::Sources;
 use super::token::Token;
 use crate::balance::HashKey;
@@ -32,6 +34,8 @@ pub(crate) struct Cx {
     pub(crate) counters: Arc<WorkerCounters>,
     /// What may still be opened.
     pub(crate) descriptors: Descriptors,
+    /// What memory allows.
+    pub(crate) room: Room,
     /// What bulk is spliced through.
     pub(crate) pipes: Pipes,
     /// Not for secrets.
@@ -67,6 +71,7 @@ impl Cx {
             timers: Wheel::new(now),
             counters,
             descriptors,
+            room: Room::new(),
             pipes: Pipes::new(pipes::SIZE),
             pin_key: HashKey(rng.bytes()),
             rng,
@@ -108,6 +113,19 @@ impl Cx {
     pub(crate) fn unwatch(&self, fd: BorrowedFd<'_>) {
         // That it was not watched is as good.
         let _ = self.poller.remove(fd);
+    }
+
+    /// Is there memory for one more connection or flow?
+    pub(crate) fn has_place(&self) -> bool {
+        self.room.has_place(&self.counters)
+    }
+
+    /// The next connection at `listener`, if there is room for it.
+    pub(super) fn accept(&mut self, local: &Local, listener: BorrowedFd<'_>) -> Accepted {
+        match self.has_place() {
+            true => self.descriptors.accept(local, listener),
+            false => Accepted::Empty,
+        }
     }
 
     pub(super) fn poller(&self) -> &Poller {

@@ -26,6 +26,7 @@ pub(crate) mod pipes;
 mod ports;
 mod report;
 mod ring;
+mod room;
 mod session;
 mod sources;
 mod tcp;
@@ -43,6 +44,7 @@ use std::thread::Thread;
 
 use arc_swap::ArcSwap;
 
+use crate::plane::memory::Order;
 use crate::stats::WorkerCounters;
 use crate::sys::epoll::Readiness;
 use crate::sys::eventfd::Wake;
@@ -84,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) rotation: Option<Arc<Rotation>>,
     /// What the workers listen at.
     pub(crate) ports: Arc<Ports>,
+    /// What memory allows: written by the thread that watches it, read by every worker once a turn.
+    pub(crate) memory: Arc<ArcSwap<Order>>,
     /// Until when a drain lasts, in microseconds of the clock; [`Shared::NO_DRAIN`]: none.
     pub(crate) drain_until: AtomicU64,
     /// Leave at once.
@@ -157,6 +161,11 @@ impl Drivers {
         if local.key.protocol == Protocol::Udp {
             self.udp.on_frontend_closed(cx, local);
         }
+    }
+
+    /// So many idle connections are to go.
+    fn shed(&mut self, count: usize) {
+        either!(&mut self.tcp, tcp => tcp.shed(count));
     }
 
     fn end_turn(&mut self, cx: &mut Cx) {

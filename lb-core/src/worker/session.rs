@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::cx::Cx;
 use super::local::{Claim, Local};
+use super::room::Room;
 use super::token::{Kind, Token};
 use crate::conn::{Cause, Conn, Event, Side, Timeouts};
 use crate::slab::Key;
@@ -136,6 +137,13 @@ impl Session {
             cx.timers.cancel(id);
         }
         (self.machine, self.local, self.claim)
+    }
+
+    /// Since when it has been idle, if it may go for want of memory.
+    pub(super) fn idle_since(&self, room: &Room, now: Time) -> Option<Time> {
+        let since = self.machine.silent_since()?;
+        let stalled = self.machine.is_stalled();
+        room.may_go(now, since, stalled).then_some(since)
     }
 
     /// The search for a backend begins.

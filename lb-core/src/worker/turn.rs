@@ -22,6 +22,7 @@ use super::token::{Kind, Token};
 use super::udp::Udp;
 use super::{Drivers, Published, Shared, TcpDriver};
 use crate::plane::Limits;
+use crate::plane::memory::Order;
 use crate::sys::clock;
 use crate::sys::epoll::{Events, Interest, Poller};
 use crate::table::Protocol;
@@ -74,6 +75,7 @@ pub(crate) struct Worker {
     index: usize,
     shared: Arc<Shared>,
     table: Cache<Arc<ArcSwap<Published>>, Arc<Published>>,
+    memory: Cache<Arc<ArcSwap<Order>>, Arc<Order>>,
     cx: Cx,
     drivers: Drivers,
     listeners: Listeners,
@@ -97,6 +99,7 @@ impl Worker {
         } = seat;
         let mut table = Cache::new(Arc::clone(&shared.published));
         let published = Arc::clone(table.load());
+        let memory = Cache::new(Arc::clone(&shared.memory));
         let counters = Arc::clone(&shared.counters[index]);
         let key = published.table.hash_key;
         let limits = Rc::new(limits);
@@ -129,6 +132,7 @@ impl Worker {
             index,
             shared,
             table,
+            memory,
             cx,
             drivers,
             listeners: Listeners::new(published, ports, steering),
@@ -230,6 +234,13 @@ impl Worker {
             self.cx.hash_key = published.table.hash_key;
             self.cx.descriptors.allow(published.plan.traffic);
             self.listeners.retarget(published);
+        }
+        if self.cx.room.follow(self.memory.load(), &self.cx.counters) {
+            self.listeners.resume(&mut self.cx);
+            let idle = self.cx.room.to_close();
+            if idle > 0 {
+                self.drivers.shed(idle);
+            }
         }
         let until = self.shared.drain_until.load(Ordering::Acquire);
         if until != Shared::NO_DRAIN {

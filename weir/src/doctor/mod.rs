@@ -21,6 +21,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use lb_core::plane::Probe;
+use lb_core::plane::memory::Books;
 
 use crate::cli::{DoctorArgs, DoctorOutput};
 use crate::exit;
@@ -45,6 +46,7 @@ fn examine(root: &Path, probe: &Probe) -> Vec<Check> {
     let rights = Rights::of(&tree);
     let mut checks = found::checks(probe);
     checks.extend(process::checks(&tree, rights));
+    checks.extend(process::stocks(&Books::open(root).read()));
     checks.extend(sockets::checks(&tree, rights));
     checks.extend(links::checks(&tree));
     checks

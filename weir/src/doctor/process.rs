@@ -3,6 +3,7 @@
 use super::Rights;
 use super::check::{Check, Verdict};
 use super::tree::Tree;
+use lb_core::plane::memory::{Kind, Level, Stock, Watermarks};
 
 /// Below this a start with a few workers and ports leaves nothing for connections.
 const FILES_LEAST: u64 = 1_024;
@@ -106,6 +107,32 @@ fn pipe_pages(tree: &Tree, rights: Rights) -> Option<Check> {
         let fix = format!("sysctl -w fs.pipe-user-pages-soft={PIPE_PAGES}");
         check.but(Verdict::Warn, why, fix)
     })
+}
+
+/// How full the memory is that Weir watches, by the watermarks that it has unless told otherwise.
+pub fn stocks(stocks: &[Stock]) -> Vec<Check> {
+    let check = |stock: &Stock| {
+        let (name, fix) = match stock.kind {
+            Kind::Group => ("memory of the cgroup", "raise MemoryMax of the unit"),
+            Kind::Machine => ("memory of the machine", "end or move what takes it"),
+            Kind::Tcp => (
+                "memory of TCP",
+                "sysctl -w net.ipv4.tcp_mem=..., its third number, in pages",
+            ),
+        };
+        let found = format!("{} of {} MiB", stock.used >> 20, stock.limit >> 20);
+        let check = Check::ok(name, found);
+        match Watermarks::default().level(&[*stock]) {
+            Level::Ample => check,
+            Level::Scarce => check.but(Verdict::Warn, "new connections would wait", fix),
+            Level::Critical => check.but(
+                Verdict::Warn,
+                "new connections would wait, and idle ones be closed",
+                fix,
+            ),
+        }
+    };
+    stocks.iter().map(check).collect()
 }
 
 /// The tightest limit of the memory cgroup and of those above it (cgroups(7); both versions).

@@ -41,6 +41,20 @@ const GOOD: &[(&str, &str)] = &[
         "Name:\tweir\nCapEff:\t0000000001001000\nSeccomp:\t0\n",
     ),
     ("proc/self/cgroup", "0::/system.slice/weir.service\n"),
+    (
+        "proc/self/mountinfo",
+        "29 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw",
+    ),
+    ("sys/fs/cgroup/system.slice/memory.current", "104857600"),
+    (
+        "proc/meminfo",
+        "MemTotal:       24684544 kB\nMemAvailable:   23999488 kB",
+    ),
+    ("proc/sys/net/ipv4/tcp_mem", "287901\t383869\t575802"),
+    (
+        "proc/net/sockstat",
+        "sockets: used 29\nTCP: inuse 15 orphan 0 tw 737 alloc 16 mem 113",
+    ),
     ("sys/fs/cgroup/system.slice/weir.service/memory.max", "max"),
     ("sys/fs/cgroup/system.slice/memory.max", "8589934592"),
     (
@@ -189,6 +203,27 @@ fn everything_that_may_be_amiss_is_found() {
     let listens = "  sl  local_address rem_address   st\n   0: 00000000:9C40 00000000:0000 0A 0";
     let clocks = "sys/devices/system/clocksource/clocksource0";
     let table: &[(&str, &str, &str, Verdict, &str)] = &[
+        (
+            "sys/fs/cgroup/system.slice/memory.current",
+            "8589934592",
+            "memory of the cgroup",
+            Warn,
+            "MemoryMax",
+        ),
+        (
+            "proc/meminfo",
+            "MemTotal: 24684544 kB\nMemAvailable: 300000 kB",
+            "memory of the machine",
+            Warn,
+            "end or move",
+        ),
+        (
+            "proc/sys/net/ipv4/tcp_mem",
+            "50\t60\t120",
+            "memory of TCP",
+            Warn,
+            "tcp_mem",
+        ),
         (
             "proc/sys/kernel/osrelease",
             "6.0.1",

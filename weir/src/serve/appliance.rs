@@ -18,6 +18,7 @@ use lb_core::plane::{Config, Engine, Limits, Plane};
 use lb_core::table::{HashKey, TableBuilder};
 
 use super::lock::lock;
+use super::memory;
 use super::places;
 use super::ports::{Ports, Watch};
 use super::provider::Provider;
@@ -73,10 +74,11 @@ impl Appliance {
         let connection = cluster.map(|cluster| cluster.connection.clone());
         control_settings.provider = cluster.map(|_| (kubernetes::SOURCE, outbox.clone()));
         let table = TableBuilder::new(HashKey(key.bytes)).freeze();
-        let config = config(&settings);
+        let config = config(&settings)?;
         let workers = config.workers;
         let plane =
             Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
+        memory::watch(&plane.handle());
         let registry = Registry::start(&[(measure::PROGRAMMING, &measure::PROGRAMMING_BOUNDS)])?;
         let recorder = registry.recorder();
         let control = Control::start(
@@ -188,9 +190,9 @@ impl Appliance {
     }
 }
 
-fn config(settings: &Settings) -> Config {
+fn config(settings: &Settings) -> anyhow::Result<Config> {
     let default = Config::default();
-    Config {
+    Ok(Config {
         workers: settings
             .workers
             .map_or(default.workers, |workers| workers.get()),
@@ -202,10 +204,11 @@ fn config(settings: &Settings) -> Config {
         },
         limits: Limits {
             peer_timeout: settings.peer_timeout,
+            memory: settings.watermarks()?,
             source_addresses: settings.source_addresses.clone(),
             ..default.limits
         },
-    }
+    })
 }
 
 fn control_settings(

@@ -6,12 +6,14 @@
 //! - `places`: where the state and the admin socket go when nobody said;
 //! - `ports`: how many local ports are in use towards backends;
 //! - `lock`: no second process on one state directory;
+//! - `memory`: what is said when memory is short;
 //! - `view`: what the admin listener sees of the other two.
 
 mod appliance;
 mod cluster;
 mod gauges;
 mod lock;
+mod memory;
 mod places;
 mod ports;
 mod provider;

@@ -17,7 +17,7 @@ use lb_core::plane::{Chosen, Handle, ListenerState, Report};
 use lb_core::table::Protocol;
 
 use super::ports::Ports;
-use super::{cluster, gauges};
+use super::{cluster, gauges, memory};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
 
@@ -52,6 +52,7 @@ impl View {
         registry.record(|| {
             gauges::describe();
             cluster::describe();
+            memory::describe();
         });
         View {
             plane,
@@ -116,6 +117,7 @@ impl admin_api::Appliance for View {
             manifests(&snapshot),
             deletions(&snapshot),
             self.ports.seen().check(),
+            memory::check(&self.plane.memory()),
         ];
         checks.extend(cluster::check(&self.desk.watches(), Instant::now()));
         checks.extend(self.provider.as_ref().map(|health| match health.say() {
@@ -157,6 +159,7 @@ impl admin_api::Appliance for View {
         self.registry.record(|| {
             gauges::set(&snapshot, &report, driver, rejected, self.dropped.count());
             gauges::set_ports(ports.used.as_ref());
+            memory::set(&self.plane.memory());
             cluster::set(&self.desk.watches(), Instant::now());
         });
         self.registry.render()

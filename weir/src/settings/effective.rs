@@ -10,6 +10,7 @@ use admin_api::Address;
 use controlplane::allocate::{PoolError, Pools};
 use controlplane::compile::Defaults;
 use controlplane::source::kubernetes::Access;
+use lb_core::plane::memory::{WatermarkError, Watermarks};
 
 use super::layer::Layer;
 use super::values::{
@@ -52,6 +53,10 @@ pub struct Settings {
     pub idle_timeout: Duration,
     pub half_close_timeout: Duration,
     pub peer_timeout: Duration,
+    /// Percent of a limit; 0: never.
+    pub memory_stop: u8,
+    /// As `memory_stop`.
+    pub memory_shed: u8,
     pub flow_one_way_timeout: Duration,
     pub flow_two_way_timeout: Duration,
     pub log_format: LogFormat,
@@ -91,6 +96,8 @@ impl Settings {
             idle_timeout,
             half_close_timeout,
             peer_timeout,
+            memory_stop,
+            memory_shed,
             flow_one_way_timeout,
             flow_two_way_timeout,
             log_format,
@@ -143,6 +150,8 @@ impl Settings {
             idle_timeout: seconds(idle_timeout, under.idle_timeout, 3_600),
             half_close_timeout: seconds(half_close_timeout, under.half_close_timeout, 300),
             peer_timeout: seconds(peer_timeout, under.peer_timeout, 900),
+            memory_stop: memory_stop.or(under.memory_stop).unwrap_or(90),
+            memory_shed: memory_shed.or(under.memory_shed).unwrap_or(95),
             flow_one_way_timeout: seconds(flow_one_way_timeout, under.flow_one_way_timeout, 30),
             flow_two_way_timeout: seconds(flow_two_way_timeout, under.flow_two_way_timeout, 120),
             log_format: log_format.or(under.log_format).unwrap_or(LogFormat::Auto),
@@ -173,6 +182,15 @@ impl Settings {
             ..Layer::default()
         };
         Ok(Settings::new(layer, Layer::default()))
+    }
+
+    /// Where memory is short.
+    ///
+    /// # Errors
+    ///
+    /// They cannot work.
+    pub fn watermarks(&self) -> Result<Watermarks, WatermarkError> {
+        Watermarks::new(self.memory_stop, self.memory_shed)
     }
 
     /// How the API server is reached, if there is one to serve.

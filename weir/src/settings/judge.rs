@@ -100,6 +100,9 @@ impl Settings {
         };
         self.timeouts(&mut wrong);
         self.names(&mut wrong);
+        if let Err(error) = self.watermarks() {
+            wrong(&["memoryStop", "memoryShed"], error.to_string());
+        }
         if let Err(error) = self.pools(self.own_addresses()) {
             wrong(&["pools"], error.to_string());
         }
@@ -291,6 +294,8 @@ mod tests {
             "--idle-timeout 0s --half-close-timeout 0s --drain-timeout 0s",
             "--connect-timeout 3s --connect-budget 3s",
             "--idle-timeout 8760h --peer-timeout 24h",
+            "--memory-stop 0 --memory-shed 0",
+            "--memory-stop 99 --memory-shed 99",
             "--pool 192.0.2.0/28 --pool a=192.0.2.16/28 --pool a=2001:db8::/64",
             "--node-port-address 192.0.2.1,::1,127.0.0.1",
             "--source-address 192.0.2.1,2001:db8::1",
@@ -341,6 +346,14 @@ mod tests {
             ),
             ("--peer-timeout 0s", ["peerTimeout: 0s", "1s to 24h"]),
             ("--peer-timeout 25h", ["peerTimeout: 90000s", "1s to 24h"]),
+            (
+                "--memory-stop 10",
+                ["memoryStop, memoryShed: 10 percent", "50 to 99"],
+            ),
+            (
+                "--memory-shed 80",
+                ["--memory-shed or WEIR_MEMORY_SHED: ", "raise the first"],
+            ),
             (
                 "--pool 192.0.2.0/28 --pool b=192.0.2.8",
                 ["--pool or WEIR_POOL: pools: ", "overlap"],

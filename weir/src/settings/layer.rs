@@ -178,6 +178,16 @@ pub struct Layer {
     #[arg(long, env = "WEIR_PEER_TIMEOUT", value_name = "TIME")]
     pub peer_timeout: Option<Span>,
 
+    /// Let new connections wait, and open no UDP flow, from this share of the memory on that the
+    /// process, the machine or TCP may use, in percent: 50 to 99, 0: never. Default: 90.
+    #[arg(long, env = "WEIR_MEMORY_STOP", value_name = "PERCENT")]
+    pub memory_stop: Option<u8>,
+
+    /// Close those connections, too, that have been idle for the longest, from this share on; not
+    /// below memory-stop. Default: 95.
+    #[arg(long, env = "WEIR_MEMORY_SHED", value_name = "PERCENT")]
+    pub memory_shed: Option<u8>,
+
     /// Forget a UDP flow that saw no reply after this. Default: 30s.
     #[arg(long, env = "WEIR_FLOW_ONE_WAY_TIMEOUT", value_name = "TIME")]
     pub flow_one_way_timeout: Option<Span>,

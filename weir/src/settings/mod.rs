@@ -78,6 +78,8 @@ fn default_of(name: &str) -> String {
         "idleTimeout" => span(settings.idle_timeout),
         "halfCloseTimeout" => span(settings.half_close_timeout),
         "peerTimeout" => span(settings.peer_timeout),
+        "memoryStop" => settings.memory_stop.to_string(),
+        "memoryShed" => settings.memory_shed.to_string(),
         "flowOneWayTimeout" => span(settings.flow_one_way_timeout),
         "flowTwoWayTimeout" => span(settings.flow_two_way_timeout),
         "logFormat" => "auto".to_owned(),

@@ -47,6 +47,8 @@ connectBudget: 1s
 idleTimeout: 0s
 halfCloseTimeout: 1m
 peerTimeout: 2m
+memoryStop: 80
+memoryShed: 90
 flowOneWayTimeout: 5s
 flowTwoWayTimeout: 1h
 logFormat: json

@@ -121,7 +121,7 @@ impl<'a> World<'a> {
             12 => self.poll_flush(),
             13 => self.stray(),
             14 if self.chance.percent(10) => self.fire(),
-            15 if self.chance.percent(1) => self.step(Event::Cut),
+            15 if self.chance.percent(1) => self.end(),
             _ => {}
         }
         if self.timer.is_some_and(|at| at <= self.now) {
@@ -157,9 +157,18 @@ impl<'a> World<'a> {
             Some(_) if self.chance.percent(50) => self.step(Event::Timer),
             Some(at) => self.now = self.now.max(at),
             // Without timeouts only the end of a drain ends a silence.
-            None if self.closed.is_none() && self.chance.percent(20) => self.step(Event::Cut),
+            None if self.closed.is_none() && self.chance.percent(20) => self.end(),
             None => {}
         }
+    }
+
+    /// The end of a drain, or of memory.
+    fn end(&mut self) {
+        let event = match self.chance.percent(50) {
+            true => Event::Cut,
+            false => Event::Shed,
+        };
+        self.step(event);
     }
 
     fn fire_due(&mut self) {
@@ -218,7 +227,7 @@ impl<'a> World<'a> {
         self.log.push(Line::Event(self.now, event));
         let mut out = Actions::new();
         self.conn.step(self.now, event, &mut out);
-        self.forced = matches!(event, Event::Timer | Event::Cut);
+        self.forced = matches!(event, Event::Timer | Event::Cut | Event::Shed);
         self.witness(event, &out);
         for action in out.as_slice() {
             self.log.push(Line::Action(*action));

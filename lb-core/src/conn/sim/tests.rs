@@ -32,6 +32,7 @@ fn every_promise_holds_in_hostile_orders() {
         CloseReason::IdleTimeout,
         CloseReason::HalfCloseTimeout,
         CloseReason::DrainDeadline,
+        CloseReason::MemoryPressure,
     ] {
         let n = reasons.get(&reason).copied().unwrap_or(0);
         assert!(n >= 20, "{reason:?} only {n} times: {reasons:?}");

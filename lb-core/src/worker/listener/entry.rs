@@ -41,6 +41,8 @@ pub(super) struct Entry {
     /// What the socket's group was last told.
     pub(super) steered: Steered,
     pub(super) resting: bool,
+    /// Its callers wait for memory.
+    waiting: bool,
 }
 
 /// The open socket of an entry that ended, for the next one at the same address.
@@ -88,6 +90,7 @@ impl Entry {
             port: None,
             timer: None,
             pause: FIRST_RETRY,
+            waiting: false,
             steered: Steered::Hash,
             resting: false,
         }
@@ -101,6 +104,30 @@ impl Entry {
         if cx.rewatch(listener.as_fd(), token, Interest::NONE).is_ok() {
             self.resting = true;
             rearm(cx, &mut self.timer, token, REST);
+        }
+    }
+
+    /// There is no memory for another connection: callers wait, and nobody is told of them. Says
+    /// whether that is new.
+    pub(super) fn wait(&mut self, cx: &Cx, token: Token) -> bool {
+        let Some(listener) = self.socket.as_ref().filter(|_| !self.waiting) else {
+            return false;
+        };
+        self.waiting = cx.rewatch(listener.as_fd(), token, Interest::NONE).is_ok();
+        if self.waiting {
+            cx.counters.listeners_waiting.add(1);
+            cx.counters.accept_waits.add(1);
+        }
+        self.waiting
+    }
+
+    /// There is memory again.
+    pub(super) fn resume(&mut self, cx: &Cx, token: Token) {
+        if std::mem::take(&mut self.waiting)
+            && let Some(listener) = self.socket.as_ref().filter(|_| !self.resting)
+        {
+            // It was watched a moment ago; there is nothing here that can fail.
+            let _ = cx.rewatch(listener.as_fd(), token, Interest::READ);
         }
     }
 
@@ -229,6 +256,7 @@ impl Entry {
         self.pause = FIRST_RETRY;
         self.steered = Steered::Hash;
         self.resting = false;
+        self.waiting = false;
         let Some(listener) = self.socket.take() else {
             return;
         };

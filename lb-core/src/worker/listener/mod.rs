@@ -22,7 +22,7 @@ use super::budget::Plan;
 use super::cx::Cx;
 use super::local::Local;
 use super::report::{ListenerState, WorkerState};
-use super::token::Token;
+use super::token::{Kind, Token};
 use super::{Drivers, Ports, Published};
 use crate::slab::{Key, Slab};
 use crate::sys::{filter, socket};
@@ -40,6 +40,8 @@ pub(super) struct Listeners {
     target: Arc<Published>,
     /// Slots to look at; may name one twice.
     pending: VecDeque<Slot>,
+    /// Their callers wait for memory.
+    waiting: Vec<Key>,
     state: WorkerState,
     changed: bool,
     steering: Steering,
@@ -54,6 +56,7 @@ impl Listeners {
             slots: HashMap::new(),
             pending: target.table.iter().map(|(slot, _)| slot).collect(),
             target,
+            waiting: Vec::new(),
             state: WorkerState::default(),
             changed: true,
             steering,
@@ -110,10 +113,29 @@ impl Listeners {
         let Some(listener) = &entry.socket else {
             return;
         };
+        if entry.local.key.protocol == Protocol::Tcp && !cx.has_place() {
+            if entry.wait(cx, token) {
+                self.waiting.push(token.key());
+            }
+            return;
+        }
         drivers.on_listener(cx, &entry.local, listener.as_fd());
         if cx.descriptors.take_exhausted() {
             entry.rest(cx, token);
         }
+    }
+
+    /// There may be memory again: callers that wait are seen to, or wait on.
+    pub(super) fn resume(&mut self, cx: &mut Cx) {
+        if !cx.has_place() {
+            return;
+        }
+        for key in self.waiting.drain(..) {
+            if let Some(entry) = self.entries.get_mut(key) {
+                entry.resume(cx, Token::new(Kind::Listener, key));
+            }
+        }
+        cx.counters.listeners_waiting.set(0);
     }
 
     /// A listener is to be tried again, or has rested.
@@ -266,7 +288,8 @@ impl Listeners {
                     break;
                 };
                 drivers.on_listener(cx, &entry.local, listener.as_fd());
-                if cx.descriptors.take_exhausted() {
+                let waits = protocol == Protocol::Tcp && !cx.has_place();
+                if waits || cx.descriptors.take_exhausted() {
                     break;
                 }
             }

@@ -146,6 +146,14 @@ impl Connection {
         self.go(cx, io, key, Event::Cut)
     }
 
+    /// Ends it for want of memory, if it is still idle.
+    pub(super) fn shed(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        match self.session.idle_since(&cx.room, cx.now) {
+            Some(_) => self.go(cx, io, key, Event::Shed),
+            None => Outcome::Waits,
+        }
+    }
+
     /// There are buffers again.
     pub(super) fn resume(&mut self, io: &mut Io, owner: Owner) {
         let lane = &mut self.lanes[owner.side.index()];

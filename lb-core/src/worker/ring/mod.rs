@@ -28,6 +28,7 @@ use super::descriptors::{Accepted, Use};
 use super::export::Exported;
 use super::local::Local;
 use super::pipes::Bulk;
+use super::room::Shedder;
 use super::session::Outcome;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
@@ -96,6 +97,7 @@ pub(crate) struct RingTcp {
     dirty: VecDeque<Key>,
     /// Receives that found no buffer, to be begun again when there are some.
     starved: VecDeque<Owner>,
+    shedder: Shedder,
 }
 
 impl RingTcp {
@@ -109,6 +111,7 @@ impl RingTcp {
             connections: Slab::new(),
             dirty: VecDeque::new(),
             starved: VecDeque::new(),
+            shedder: Shedder::default(),
         }
     }
 
@@ -138,7 +141,7 @@ impl RingTcp {
     /// again.
     pub(crate) fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
         for _ in 0..ACCEPTS_PER_TURN {
-            match cx.descriptors.accept(local, listener) {
+            match cx.accept(local, listener) {
                 Accepted::Connection(socket, client) => self.admit(cx, local, socket, client),
                 Accepted::Shed => {}
                 Accepted::Empty => return,
@@ -245,6 +248,7 @@ impl RingTcp {
                 connection.run(cx, io, key)
             });
         }
+        self.close_idle(cx);
         self.feed();
         self.watch_late(cx);
         self.count(cx);
@@ -312,9 +316,26 @@ impl RingTcp {
         }
     }
 
+    /// Memory is short: `count` of those that have been idle for the longest are to go.
+    pub(crate) fn shed(&mut self, count: usize) {
+        self.shedder.begin(count);
+    }
+
+    fn close_idle(&mut self, cx: &mut Cx) {
+        let (now, room) = (cx.now, &cx.room);
+        self.shedder.look(&self.connections, |connection| {
+            connection.session.idle_since(room, now)
+        });
+        let mut gone = 0;
+        while let Some(key) = self.shedder.next_doomed(gone) {
+            self.with(cx, key, |connection, cx, io| connection.shed(cx, io, key));
+            gone += 1;
+        }
+    }
+
     /// Is there work that no completion will tell of? The worker must not sleep then.
     pub(crate) fn has_work(&self) -> bool {
-        !self.dirty.is_empty()
+        !self.dirty.is_empty() || self.shedder.is_busy()
     }
 
     /// The deadline of the drain: every connection that is left ends now.

@@ -160,6 +160,14 @@ impl Connection {
         self.go(cx, key, Event::Cut)
     }
 
+    /// Ends it for want of memory, if it is still idle.
+    pub(super) fn shed(&mut self, cx: &mut Cx, key: Key) -> Outcome {
+        match self.session.idle_since(&cx.room, cx.now) {
+            Some(_) => self.go(cx, key, Event::Shed),
+            None => Outcome::Waits,
+        }
+    }
+
     fn go(&mut self, cx: &mut Cx, key: Key, event: Event) -> Outcome {
         match self.apply(cx, key, event, Fresh::None) {
             Some(reason) => Outcome::Closed(reason),

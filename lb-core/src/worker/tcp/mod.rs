@@ -26,6 +26,7 @@ use super::cx::Cx;
 use super::descriptors::{Accepted, Use};
 use super::export::Exported;
 use super::local::Local;
+use super::room::Shedder;
 use super::session::Outcome;
 use super::token::{Kind, Token};
 use crate::conn::{Side, Timeouts};
@@ -46,6 +47,7 @@ pub(crate) struct Tcp {
     connections: Slab<Connection>,
     /// Those that have had their share of this turn and have work left.
     busy: VecDeque<Key>,
+    shedder: Shedder,
 }
 
 impl Tcp {
@@ -53,6 +55,7 @@ impl Tcp {
         Tcp {
             connections: Slab::new(),
             busy: VecDeque::new(),
+            shedder: Shedder::default(),
         }
     }
 
@@ -60,7 +63,7 @@ impl Tcp {
     /// again.
     pub(crate) fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
         for _ in 0..ACCEPTS_PER_TURN {
-            match cx.descriptors.accept(local, listener) {
+            match cx.accept(local, listener) {
                 Accepted::Connection(socket, client) => self.admit(cx, local, socket, client),
                 Accepted::Shed => {}
                 Accepted::Empty => return,
@@ -116,6 +119,7 @@ impl Tcp {
     /// Every event of the turn was given: those that had more to do than their share go on, each
     /// once, in turn, for as long as the turn may last.
     pub(crate) fn end_turn(&mut self, cx: &mut Cx) {
+        self.close_idle(cx);
         let begun = cx.now;
         for _ in 0..self.busy.len() {
             let Some(key) = self.busy.pop_front() else {
@@ -132,9 +136,26 @@ impl Tcp {
         }
     }
 
+    /// Memory is short: `count` of those that have been idle for the longest are to go.
+    pub(crate) fn shed(&mut self, count: usize) {
+        self.shedder.begin(count);
+    }
+
+    fn close_idle(&mut self, cx: &mut Cx) {
+        let (now, room) = (cx.now, &cx.room);
+        self.shedder.look(&self.connections, |connection| {
+            connection.session.idle_since(room, now)
+        });
+        let mut gone = 0;
+        while let Some(key) = self.shedder.next_doomed(gone) {
+            self.with(cx, key, |connection, cx| connection.shed(cx, key));
+            gone += 1;
+        }
+    }
+
     /// Is there work that no event will tell of? The worker must not sleep then.
     pub(crate) fn has_work(&self) -> bool {
-        !self.busy.is_empty()
+        !self.busy.is_empty() || self.shedder.is_busy()
     }
 
     /// The deadline of the drain: every connection that is left ends now.

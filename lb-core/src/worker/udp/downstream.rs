@@ -57,8 +57,17 @@ impl Driver {
         local: &Rc<Local>,
         client: SocketAddr,
     ) -> Result<FlowId, DropReason> {
-        if cx.draining && !self.flows.contains(client, &**local) {
-            return Err(DropReason::Draining);
+        let refused = if cx.draining {
+            Some(DropReason::Draining)
+        } else if !cx.has_place() {
+            Some(DropReason::MemoryPressure)
+        } else {
+            None
+        };
+        if let Some(reason) = refused
+            && !self.flows.contains(client, &**local)
+        {
+            return Err(reason);
         }
         let flow = match self.flows.datagram(cx.now, client, &**local) {
             Verdict::Forward(flow) => flow,
