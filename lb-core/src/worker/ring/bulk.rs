@@ -76,9 +76,9 @@ impl Lane {
 
     fn poll_in(&mut self, io: &mut Io, owner: Owner) {
         if let Some(socket) = &self.socket
-            && !self.polls_in
+            && !self.marks.polls_in()
         {
-            self.polls_in = true;
+            self.marks.set_polls_in(true);
             io.ring.poll(owner, socket.as_fd(), Readable::In);
         }
     }
@@ -87,12 +87,12 @@ impl Lane {
     pub(super) fn ready(&mut self, what: Readable) {
         match what {
             Readable::In => {
-                self.polls_in = false;
+                self.marks.set_polls_in(false);
                 self.readable = Ready::Told;
             }
             Readable::Out => {
-                self.polls_out = false;
-                self.writable = true;
+                self.marks.set_polls_out(false);
+                self.marks.set_writable(true);
             }
         }
     }
@@ -138,12 +138,12 @@ impl Connection {
         let bytes = &cx.scratch[..n];
         let n = match stream::transmit(socket, bytes) {
             Ok(n) => {
-                self.lanes[from.index()].cut_short = false;
+                self.lanes[from.index()].marks.set_cut_short(false);
                 n
             }
             Err(Errno::AGAIN) => 0,
             Err(errno) => {
-                let errno = pipes::told(errno, self.lanes[from.index()].cut_short);
+                let errno = pipes::told(errno, self.lanes[from.index()].marks.cut_short());
                 return Some(failed(from.peer(), errno));
             }
         };
@@ -157,7 +157,7 @@ impl Connection {
     /// Sends what waits in a pipe, if there is room now.
     pub(super) fn send_waiting(&mut self, cx: &mut Cx, io: &mut Io, from: Owner) -> Option<Event> {
         let lane = &mut self.lanes[from.side.index()];
-        if !(lane.draining && lane.writable) {
+        if !(lane.marks.draining() && lane.marks.writable()) {
             return None;
         }
         let bulk = lane.slow.as_mut()?.pipe.take()?;
@@ -165,7 +165,7 @@ impl Connection {
         let (n, bulk) = match self.drain(from.side, bulk) {
             Ok(drained) => drained,
             Err(event) => {
-                self.lanes[from.side.index()].draining = false;
+                self.lanes[from.side.index()].marks.set_draining(false);
                 return Some(event);
             }
         };
@@ -177,7 +177,7 @@ impl Connection {
             _ => self.keep_piped(io, from, bulk),
         }
         if n > 0 {
-            self.lanes[from.side.index()].draining = false;
+            self.lanes[from.side.index()].marks.set_draining(false);
         }
         sent(to, n)
     }
@@ -192,12 +192,12 @@ impl Connection {
         let lane = &mut self.lanes[from.index()];
         match result {
             Ok(n) => {
-                lane.cut_short = bulk.held() > 0;
+                lane.marks.set_cut_short(bulk.held() > 0);
                 Ok((n as u32, bulk))
             }
             Err(Errno::AGAIN) => Ok((0, bulk)),
             // Nobody will have them: the pipe is closed, not pooled.
-            Err(errno) => Err(failed(to, pipes::told(errno, lane.cut_short))),
+            Err(errno) => Err(failed(to, pipes::told(errno, lane.marks.cut_short()))),
         }
     }
 
@@ -205,11 +205,12 @@ impl Connection {
     fn keep_piped(&mut self, io: &mut Io, from: Owner, bulk: Bulk) {
         let lane = &mut self.lanes[from.side.index()];
         lane.slow.get_or_insert_default().pipe = Some(bulk);
-        lane.draining = true;
-        lane.writable = false;
-        if std::mem::replace(&mut lane.polls_out, true) {
+        lane.marks.set_draining(true);
+        lane.marks.set_writable(false);
+        if lane.marks.polls_out() {
             return;
         }
+        lane.marks.set_polls_out(true);
         if let Some(socket) = self.lanes[from.side.peer().index()].socket() {
             io.ring.poll(from, socket, Readable::Out);
         }

@@ -93,14 +93,14 @@ impl Connection {
     /// A send of what came from `from` has ended.
     fn note_sent(&mut self, io: &mut Io, from: Owner, result: Result<u32, Errno>, rest: Payload) {
         let lane = &mut self.lanes[from.side.index()];
-        lane.sending = false;
+        lane.marks.set_sending(false);
         match result {
             Ok(n) => {
                 if !rest.is_empty() {
                     lane.keep(&mut io.ring, from, rest);
                 }
-                lane.sent = Some(Ok(n));
-                lane.cut_short = false;
+                lane.note_sent(Ok(n));
+                lane.marks.set_cut_short(false);
             }
             // The send of provided buffers does not wait; one of our own memory does.
             Err(Errno::AGAIN | Errno::INTR | Errno::CANCELED) => {
@@ -120,7 +120,7 @@ impl Connection {
             }
             Err(errno) => {
                 io.ring.discard(rest);
-                lane.sent = Some(Err(pipes::told(errno, lane.cut_short)));
+                lane.note_sent(Err(pipes::told(errno, lane.marks.cut_short())));
             }
         }
     }
@@ -157,7 +157,7 @@ impl Connection {
     /// There are buffers again.
     pub(super) fn resume(&mut self, io: &mut Io, owner: Owner) {
         let lane = &mut self.lanes[owner.side.index()];
-        lane.starved = false;
+        lane.marks.set_starved(false);
         lane.receive(&mut io.ring, owner);
     }
 
@@ -165,7 +165,7 @@ impl Connection {
     pub(super) fn is_busy(&self, side: Side) -> bool {
         let connects = side == Side::Upstream && self.session.is_connecting();
         let peer = &self.lanes[side.peer().index()];
-        connects || peer.sending || peer.polls_out
+        connects || peer.marks.sending() || peer.marks.polls_out()
     }
 
     fn go(&mut self, cx: &mut Cx, io: &mut Io, key: Key, event: Event) -> Outcome {
@@ -245,7 +245,7 @@ impl Connection {
         // First the sends: one that took a socket's error came before the receive that then found
         // the end of its queue, and says that this was no FIN.
         for side in Side::BOTH {
-            if let Some(result) = self.lanes[side.index()].sent.take() {
+            if let Some(result) = self.lanes[side.index()].take_sent() {
                 return Some((sent(side.peer(), result), None));
             }
         }
@@ -256,7 +256,7 @@ impl Connection {
                 return Some((event, None));
             }
             let lane = &mut self.lanes[side.index()];
-            if lane.wanted
+            if lane.marks.wanted()
                 && let Some((event, fresh)) = receive(cx, lane, io, owner)
             {
                 self.session.count(event);
@@ -277,9 +277,10 @@ impl Connection {
         if flushes && let Some(End::Failed(errno)) = lane.end {
             return Some(failed(side, Operation::SendOrWatch, errno));
         }
-        if !std::mem::take(&mut lane.error) {
+        if !lane.marks.error() {
             return None;
         }
+        lane.marks.set_error(false);
         let errno = stream::take_error(lane.socket()?).err()?;
         Some(failed(side, Operation::SendOrWatch, errno))
     }
@@ -307,7 +308,7 @@ impl Connection {
             }
             Action::Receive { side } => {
                 let lane = &mut self.lanes[side.index()];
-                lane.wanted = true;
+                lane.marks.set_wanted(true);
                 lane.settle();
                 lane.receive_ahead(&mut io.ring, Owner { key, side });
                 None
@@ -354,7 +355,7 @@ impl Connection {
             None => {
                 let lane = &mut self.lanes[from.index()];
                 let slow = lane.slow.as_mut()?;
-                lane.draining = slow.pipe.is_some();
+                lane.marks.set_draining(slow.pipe.is_some());
                 Payload::Backlog(slow.backlog.take()?)
             }
         };
@@ -378,7 +379,7 @@ impl Connection {
 
     /// epoll has found an error.
     pub(super) fn note_error(&mut self, side: Side) {
-        self.lanes[side.index()].error = true;
+        self.lanes[side.index()].marks.set_error(true);
     }
 
     fn await_flush(&mut self, cx: &mut Cx, key: Key, side: Side) -> Option<Event> {
@@ -436,7 +437,7 @@ fn receive(
         (None, Some(End::Failed(errno))) => failed(side, Operation::Receive, errno),
         (None, None) => return None,
     };
-    lane.wanted = false;
+    lane.marks.set_wanted(false);
     Some((event, fresh))
 }
 

@@ -86,7 +86,7 @@ impl Connection {
     fn poll_connect(&mut self, io: &mut Io, key: Key) {
         // As every poll for room: under the side that the bytes would come from.
         let side = Side::Downstream;
-        self.lanes[side.index()].polls_out = true;
+        self.lanes[side.index()].marks.set_polls_out(true);
         if let Some(socket) = self.lanes[Side::Upstream.index()].socket() {
             io.ring.poll(Owner { key, side }, socket, Readable::Out);
         }
@@ -117,7 +117,9 @@ impl Connection {
         }
         let busy = self.is_busy(Side::Upstream);
         self.lanes[Side::Upstream.index()].close(&mut io.ring, busy);
-        self.lanes[Side::Downstream.index()].polls_out = false;
+        self.lanes[Side::Downstream.index()]
+            .marks
+            .set_polls_out(false);
         self.session.forget_flight();
     }
 }

@@ -24,7 +24,7 @@ impl Connection {
         for side in Side::BOTH {
             let lane = &self.lanes[side.index()];
             if let Some(socket) = &lane.socket
-                && (self.is_busy(side) || lane.receiving != Receiving::Off || lane.polls_in)
+                && (self.is_busy(side) || lane.receiving != Receiving::Off || lane.marks.polls_in())
             {
                 io.ring.cancel_all(socket.as_fd());
             }
@@ -35,8 +35,8 @@ impl Connection {
     pub(super) fn is_quiet(&self) -> bool {
         let is_quiet = |lane: &Lane| {
             let failed = matches!(lane.end, Some(End::Failed(_)));
-            let failed = failed || matches!(lane.sent, Some(Err(_)));
-            let busy = lane.sending || lane.polls_in || lane.polls_out;
+            let failed = failed || matches!(lane.sent(), Some(Err(_)));
+            let busy = lane.marks.sending() || lane.marks.polls_in() || lane.marks.polls_out();
             !busy && !failed && lane.receiving == Receiving::Off
         };
         self.session.can_be_exported() && self.lanes.iter().all(is_quiet)
@@ -46,7 +46,7 @@ impl Connection {
     pub(super) fn export(mut self, cx: &mut Cx, ring: &mut Ring) -> Option<Exported> {
         let unsent = Side::BOTH.map(|side| self.unsent(cx.now, ring, side));
         for lane in &mut self.lanes {
-            if let Some(socket) = lane.socket.as_ref().filter(|_| lane.watched) {
+            if let Some(socket) = lane.socket.as_ref().filter(|_| lane.marks.watched()) {
                 cx.unwatch(socket.as_fd());
             }
         }
@@ -66,7 +66,7 @@ impl Connection {
     /// FIN is not: the socket goes on telling of it.
     fn unsent(&mut self, now: Time, ring: &mut Ring, side: Side) -> Option<Vec<u8>> {
         let lane = &mut self.lanes[side.index()];
-        if let Some(Ok(n)) = lane.sent.take() {
+        if let Some(Ok(n)) = lane.take_sent() {
             let side = side.peer();
             let mut out = Actions::new();
             let sent = Event::Sent { side, n };

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use super::marks::Marks;
 use crate::conn::Side;
 use crate::sys::epoll::Interest;
 use crate::sys::socket;
@@ -69,62 +70,72 @@ impl Slow {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) socket: Option<OwnedFd>,
+    pub(super) marks: Marks,
+    /// How it has come of late: bulk is spliced.
+    pub(super) pace: Pace,
     /// Received, and not yet handed to the machine.
     pub(super) queue: Chain,
     /// What ended the queue, behind all that is in it.
     pub(super) end: Option<End>,
+    /// What became of the last send of what came from this socket, if nobody has asked yet.
+    sent: Sent,
     pub(super) receiving: Receiving,
-    /// epoll watches the socket for errors.
-    pub(super) watched: bool,
-    /// It has reported one that nobody has taken yet.
-    pub(super) error: bool,
-    /// It ended for want of a buffer, and is begun again when there are some.
-    pub(super) starved: bool,
-    /// The machine waits for what comes from this socket.
-    pub(super) wanted: bool,
-    /// A send of what came from this socket is under way.
-    pub(super) sending: bool,
-    /// What became of it.
-    pub(super) sent: Option<Result<u32, Errno>>,
-    pub(super) slow: Option<Box<Slow>>,
-    /// How it has come of late: bulk is spliced.
-    pub(super) pace: Pace,
     pub(super) readable: Ready,
-    /// The socket is polled for something to splice.
-    pub(super) polls_in: bool,
-    /// The other socket is polled for room.
-    pub(super) polls_out: bool,
-    /// There is room, as the last poll says.
-    pub(super) writable: bool,
-    /// A send of what waits in a pipe is outstanding.
-    pub(super) draining: bool,
-    /// The last splice of what came from this socket moved less than there was: if an error ended
-    /// it, the kernel has told nobody.
-    pub(super) cut_short: bool,
+    pub(super) slow: Option<Box<Slow>>,
+}
+
+/// A send's result in four bytes: how much, or an error as a negative number, or none yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sent(i32);
+
+impl Sent {
+    const NONE: Sent = Sent(i32::MIN);
+
+    fn new(result: Result<u32, Errno>) -> Sent {
+        Sent(match result {
+            // A send takes what was received, which is far less.
+            Ok(n) => i32::try_from(n).unwrap_or(i32::MAX),
+            Err(errno) => -errno.raw_os_error(),
+        })
+    }
+
+    fn result(self) -> Option<Result<u32, Errno>> {
+        match self {
+            Sent::NONE => None,
+            Sent(n @ 0..) => Some(Ok(n as u32)),
+            Sent(errno) => Some(Err(Errno::from_raw_os_error(-errno))),
+        }
+    }
 }
 
 impl Lane {
     pub(super) fn new(socket: Option<OwnedFd>) -> Lane {
         Lane {
             socket,
+            marks: Marks::default(),
+            pace: Pace::new(),
             queue: Chain::EMPTY,
             end: None,
+            sent: Sent::NONE,
             receiving: Receiving::Off,
-            watched: false,
-            error: false,
-            starved: false,
-            wanted: false,
-            sending: false,
-            sent: None,
-            slow: None,
-            pace: Pace::new(),
             readable: Ready::No,
-            polls_in: false,
-            polls_out: false,
-            writable: false,
-            draining: false,
-            cut_short: false,
+            slow: None,
         }
+    }
+
+    /// A send of what came from this socket has ended.
+    pub(super) fn note_sent(&mut self, result: Result<u32, Errno>) {
+        self.sent = Sent::new(result);
+    }
+
+    /// What became of it, asked for by somebody who does not act upon it.
+    pub(super) fn sent(&self) -> Option<Result<u32, Errno>> {
+        self.sent.result()
+    }
+
+    /// What became of it, told once.
+    pub(super) fn take_sent(&mut self) -> Option<Result<u32, Errno>> {
+        std::mem::replace(&mut self.sent, Sent::NONE).result()
     }
 
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
@@ -143,10 +154,10 @@ impl Lane {
             },
             Got::End => self.end = Some(End::Fin),
             Got::Failed(errno) => self.end = Some(End::Failed(errno)),
-            Got::NoBuffers => self.starved = true,
+            Got::NoBuffers => self.marks.set_starved(true),
             Got::Paused => {}
         }
-        if self.sending && (self.slow.is_some() || self.queue.len() > MAX_QUEUED) {
+        if self.marks.sending() && (self.slow.is_some() || self.queue.len() > MAX_QUEUED) {
             self.pause(ring, owner);
         }
     }
@@ -161,9 +172,9 @@ impl Lane {
 
     /// Begins the receive, if it is wanted and not under way.
     pub(super) fn receive(&mut self, ring: &mut Ring, owner: Owner) {
-        if self.wanted
+        if self.marks.wanted()
             && self.receiving == Receiving::Off
-            && !self.starved
+            && !self.marks.starved()
             && self.end.is_none()
             && let Some(socket) = &self.socket
         {
@@ -179,11 +190,12 @@ impl Lane {
             Side::Upstream => Kind::Upstream,
         };
         if let Some(socket) = &self.socket
-            && !self.watched
+            && !self.marks.watched()
         {
             // Past fs.epoll.max_user_watches only a timeout finds what this would have found.
             let token = Token::new(kind, owner.key);
-            self.watched = cx.watch(socket.as_fd(), token, Interest::ERRORS).is_ok();
+            self.marks
+                .set_watched(cx.watch(socket.as_fd(), token, Interest::ERRORS).is_ok());
         }
     }
 
@@ -219,12 +231,12 @@ impl Lane {
         let Some(socket) = self.socket.take() else {
             return;
         };
-        if busy || self.polls_in || self.receiving != Receiving::Off {
+        if busy || self.marks.polls_in() || self.receiving != Receiving::Off {
             ring.cancel_all(socket.as_fd());
         }
         self.receiving = Receiving::Off;
-        self.watched = false;
-        self.error = false;
+        self.marks.set_watched(false);
+        self.marks.set_error(false);
         ring.close(socket);
     }
 
@@ -244,7 +256,7 @@ pub(super) fn send(lanes: &mut [Lane; 2], ring: &mut Ring, from: Owner, payload:
         return ring.discard(payload);
     };
     ring.send(from, socket.as_fd(), payload);
-    lanes[from.side.index()].sending = true;
+    lanes[from.side.index()].marks.set_sending(true);
 }
 
 /// Where a dial of ours goes to, for the length of a connect.
@@ -259,4 +271,32 @@ pub(super) fn connect(
     let flight = ring.connect(Owner { key, side }, socket.as_fd(), to);
     *lane = Lane::new(Some(socket));
     flight
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_fits_in_four_bytes() {
+        for result in [
+            Ok(0),
+            Ok(1),
+            Ok(i32::MAX as u32),
+            Err(Errno::PIPE),
+            Err(Errno::PERM),
+        ] {
+            assert_eq!(Sent::new(result).result(), Some(result));
+        }
+        assert_eq!(Sent::NONE.result(), None);
+        let mut lane = Lane::new(None);
+        lane.note_sent(Ok(7));
+        assert_eq!((lane.sent(), lane.take_sent()), (Some(Ok(7)), Some(Ok(7))));
+        assert_eq!(lane.take_sent(), None);
+    }
+
+    #[test]
+    fn an_idle_lane_is_small() {
+        assert!(size_of::<Lane>() <= 40, "{}", size_of::<Lane>());
+    }
 }

@@ -14,6 +14,7 @@ mod connection;
 mod dial;
 mod export;
 mod lane;
+mod marks;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
