@@ -12,6 +12,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 pub mod cluster;
+pub mod http;
 pub mod machine;
 pub mod manifest;
 pub mod net;
@@ -22,6 +23,7 @@ pub mod wire;
 
 use std::time::{Duration, Instant};
 
+#[allow(unused_imports)]
 pub use net::Lab;
 pub use weir::Weir;
 

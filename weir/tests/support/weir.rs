@@ -1,6 +1,5 @@
 //! The real binary in the appliance's namespace.
 
-use std::io::{Read, Write};
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::http;
 use super::manifest::Service;
 use super::net::{Lab, Net, POOL_V4, POOL_V6};
 use super::{SOON, eventually, eventually_some};
@@ -192,32 +192,7 @@ impl Weir {
     }
 
     fn try_request(&self, method: &str, path: &str) -> std::io::Result<(u16, String)> {
-        let mut stream = UnixStream::connect(self.dir.path().join("admin.sock"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        )?;
-        let mut text = Vec::new();
-        stream.read_to_end(&mut text)?;
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let (head, body) = text
-            .split_once("\r\n\r\n")
-            .ok_or(std::io::ErrorKind::InvalidData)?;
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|s| s.parse().ok())
-            .ok_or(std::io::ErrorKind::InvalidData)?;
-        let body = if head
-            .to_ascii_lowercase()
-            .contains("transfer-encoding: chunked")
-        {
-            dechunk(body)
-        } else {
-            body.into()
-        };
-        Ok((status, body))
+        http::request(&self.dir.path().join("admin.sock"), method, path, "", "")
     }
 
     /// The sum of a metric over its series that contain every one of `labels`.
@@ -513,21 +488,6 @@ fn write(dir: &Path, file: &str, text: &str) {
     let temporary = dir.join(format!(".{file}.tmp"));
     std::fs::write(&temporary, text).unwrap();
     std::fs::rename(&temporary, dir.join(file)).unwrap();
-}
-
-fn dechunk(mut body: &str) -> String {
-    let mut out = String::new();
-    while let Some((size, rest)) = body.split_once("\r\n") {
-        let Ok(size) = usize::from_str_radix(size.trim(), 16) else {
-            break;
-        };
-        if size == 0 || rest.len() < size {
-            break;
-        }
-        out += &rest[..size];
-        body = rest[size..].trim_start_matches("\r\n");
-    }
-    out
 }
 
 /// Waits until the admin socket answers nothing more, used after a stop.

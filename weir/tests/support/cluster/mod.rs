@@ -17,16 +17,18 @@
 //! One cluster at a time in a process, 400 MB: the next one waits for the last one's end.
 
 mod breakable;
+mod direct;
 mod files;
 mod objects;
 mod parts;
 mod programs;
+pub mod stage;
 mod turn;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -53,6 +55,8 @@ pub const CONVERGED: Duration = Duration::from_secs(30);
 pub struct Cluster {
     /// What ends first stands first.
     control_plane: Mutex<Option<ControlPlane>>,
+    /// Asked by [`Cluster::call`].
+    proxy: OnceLock<Process>,
     etcd: Option<Process>,
     start: Start,
     api: SocketAddr,
@@ -109,6 +113,7 @@ impl Start {
         let address = self.address.unwrap_or(loopback.into());
         let mut cluster = Cluster {
             control_plane: Mutex::new(None),
+            proxy: OnceLock::new(),
             etcd: None,
             start: self,
             api: SocketAddr::new(address, API_PORT),

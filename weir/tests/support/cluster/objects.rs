@@ -18,6 +18,13 @@ pub struct Pod {
     addresses: Vec<IpAddr>,
 }
 
+impl Pod {
+    /// Where it is on the API server.
+    fn path(&self) -> String {
+        format!("/api/v1/namespaces/{}/pods/{}", self.namespace, self.name)
+    }
+}
+
 /// One address of an EndpointSlice. A condition that is absent reads as its default (true, true,
 /// false).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,14 +46,14 @@ impl Cluster {
     /// Makes a Node that is ready, with these InternalIPs (one of each family at most).
     #[track_caller]
     pub fn node(&self, name: &str, internal_ips: &[IpAddr], labels: &[(&str, &str)]) {
-        self.apply(&pretty(&json!({
+        self.put(&json!({
             "apiVersion": "v1", "kind": "Node",
             "metadata": {"name": name, "labels": object(labels)},
-        })));
+        }));
         let internal = |ip| json!({"type": "InternalIP", "address": ip});
         let addresses: Vec<Value> = internal_ips.iter().map(internal).collect();
         let status = json!({"addresses": addresses, "conditions": [condition("Ready", true)]});
-        self.patch_status(&["node", name], &status);
+        self.patch_status(&format!("/api/v1/nodes/{name}"), &status);
     }
 
     /// Makes a Pod on a Node that runs and is ready, with these addresses (one of each family at
@@ -60,18 +67,31 @@ impl Cluster {
         node: &str,
         addresses: &[IpAddr],
     ) -> Pod {
-        self.apply(&pretty(&json!({
+        let pod = self.starting_pod(namespace, name, labels, node, addresses);
+        self.set_ready(&pod, true);
+        pod
+    }
+
+    /// As [`Cluster::pod`], but nothing is said of its state yet: see [`Cluster::set_ready`].
+    #[track_caller]
+    pub fn starting_pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+        node: &str,
+        addresses: &[IpAddr],
+    ) -> Pod {
+        self.put(&json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"namespace": namespace, "name": name, "labels": object(labels)},
             "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
-        })));
-        let pod = Pod {
+        }));
+        Pod {
             namespace: namespace.into(),
             name: name.into(),
             addresses: addresses.to_vec(),
-        };
-        self.set_ready(&pod, true);
-        pod
+        }
     }
 
     /// Reports the Pod ready or not, as its kubelet would when a probe changes its mind. A Pod
@@ -86,7 +106,17 @@ impl Cluster {
             "podIPs": ips,
             "conditions": [condition("Ready", ready), condition("ContainersReady", ready)],
         });
-        self.patch_status(&["pod", "-n", &pod.namespace, &pod.name], &status);
+        self.patch_status(&pod.path(), &status);
+    }
+
+    /// Ends the Pod as a kubelet that needs its memory does: it is there, and has failed.
+    #[track_caller]
+    pub fn evict(&self, pod: &Pod) {
+        let status = json!({
+            "phase": "Failed", "reason": "Evicted",
+            "conditions": [condition("Ready", false), condition("ContainersReady", false)],
+        });
+        self.patch_status(&pod.path(), &status);
     }
 
     /// Deletes the Pod. With a grace period (whole seconds) it is there, terminating, until
@@ -96,21 +126,26 @@ impl Cluster {
         if grace.is_zero() {
             return self.end_pod(pod);
         }
-        let grace = format!("--grace-period={}", grace.as_secs());
-        self.delete(pod, &[&grace, "--wait=false"]);
+        self.delete(pod, grace.as_secs());
     }
 
     /// Removes the Pod at once, as its kubelet does when its containers have ended.
     #[track_caller]
     pub fn end_pod(&self, pod: &Pod) {
-        self.delete(pod, &["--grace-period=0", "--force"]);
+        self.delete(pod, 0);
     }
 
     /// All endpoints of a Service, from all its EndpointSlices, by address.
     #[track_caller]
     pub fn endpoints(&self, namespace: &str, service: &str) -> Vec<Endpoint> {
-        let label = format!("kubernetes.io/service-name={service}");
-        let list = self.get(&["endpointslices", "-n", namespace, "-l", &label]);
+        let list = self.call(
+            "GET",
+            &format!(
+                "/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices\
+                 ?labelSelector=kubernetes.io/service-name%3D{service}"
+            ),
+            &Value::Null,
+        );
         let mut all: Vec<Endpoint> = array(&list["items"])
             .iter()
             .flat_map(|slice| array(&slice["endpoints"]))
@@ -142,24 +177,20 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn delete(&self, pod: &Pod, flags: &[&str]) {
-        let mut all = vec!["delete", "pod", "-n", &pod.namespace, &pod.name];
-        all.extend(flags);
-        self.kubectl(&all);
+    fn delete(&self, pod: &Pod, grace_seconds: u64) {
+        let path = format!("{}?gracePeriodSeconds={grace_seconds}", pod.path());
+        let deleted = self.call("DELETE", &path, &Value::Null);
+        assert!(!deleted.is_null(), "{path}: there is none");
     }
 
     #[track_caller]
-    fn patch_status(&self, object: &[&str], status: &Value) {
-        let patch = json!({"status": status}).to_string();
-        let mut all = vec![
-            "patch",
-            "--subresource=status",
-            "--type=merge",
-            "-p",
-            &patch,
-        ];
-        all.extend(object);
-        self.kubectl(&all);
+    fn patch_status(&self, path: &str, status: &Value) {
+        let patched = self.call(
+            "PATCH",
+            &format!("{path}/status"),
+            &json!({"status": status}),
+        );
+        assert!(!patched.is_null(), "{path}: there is none");
     }
 }
 
@@ -198,8 +229,4 @@ fn object(labels: &[(&str, &str)]) -> Value {
 
 fn array(json: &Value) -> &[Value] {
     json.as_array().map(Vec::as_slice).unwrap_or_default()
-}
-
-fn pretty(json: &Value) -> String {
-    format!("{json:#}")
 }

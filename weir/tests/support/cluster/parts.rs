@@ -108,7 +108,7 @@ impl Cluster {
     }
 
     #[track_caller]
-    fn start_process(&self, name: &str, command: Command) -> Process {
+    pub(super) fn start_process(&self, name: &str, command: Command) -> Process {
         Process::start(command, &self.path(&format!("{name}.log")))
     }
 
