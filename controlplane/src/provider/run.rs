@@ -221,11 +221,14 @@ impl Provider {
             Ok(service) => {
                 self.count("ok");
                 self.queue.succeeded(&key, now);
-                if let (Some(intent), Some(service)) = (self.intents.get_mut(&key), service) {
-                    intent.service = Arc::clone(&service);
+                if let Some(service) = service {
+                    // The watch may have said already that it is gone.
                     if matches!(step, Step::Release(_)) {
                         let event = self.story.released(&key);
                         self.tell(&service, event);
+                    }
+                    if let Some(intent) = self.intents.get_mut(&key) {
+                        intent.service = service;
                     }
                 }
                 self.look(&key);
