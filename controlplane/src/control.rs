@@ -16,6 +16,8 @@ mod line;
 mod nodes;
 mod said;
 mod sources;
+#[cfg(test)]
+mod sources_agree;
 mod task;
 #[cfg(test)]
 mod tests;

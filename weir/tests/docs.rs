@@ -388,7 +388,7 @@ fn every_code_is_said_somewhere() {
 
 /// Rows of the round that the catalogue must have.
 const ROWS: &str = "T1 T2 T3 T4 T5 T6 T7 T8 T9 T10 T11 T12 T13 T14 T15 T16 U1 U2 U3 U4 U5 U6 U7 U8 U9 U10 U11 \
-    K1 K2 K3 K4 K5 K6 K7 K8 K17 K18 K19 K20 S1 S2 S3 S4 S15 R1 R2 R3 R4 R5 R6 R7 R8 R9 R10 R12 P1 P2 P3 P4 P5";
+    K1 K2 K3 K4 K5 K6 K7 K8 K10 K17 K18 K19 K20 S1 S2 S3 S4 S15 S16 R1 R2 R3 R4 R5 R6 R7 R8 R9 R10 R12 P1 P2 P3 P4 P5";
 
 #[test]
 fn every_fault_names_tests_that_exist() {
@@ -399,25 +399,15 @@ fn every_fault_names_tests_that_exist() {
     let mut seen = Names::new();
     let mut mentioned = Names::new();
     for row in rows(catalogue) {
-        let tests = quoted(&row[3]);
-        assert!(!tests.is_empty(), "{} has no test", row[0]);
-        for test in tests {
-            let (file, function) = test.split_once("::").unwrap();
-            let found = read(file).contains(&format!("fn {function}("));
-            assert!(found, "{}: {test} does not exist", row[0]);
-            mentioned.insert(test);
-        }
+        let tests = tests_that_exist(&row[0], &row[3]);
+        mentioned.extend(tests);
         assert!(seen.insert(row[0].clone()), "{} stands twice", row[0]);
     }
     same("rows", &seen, &names(ROWS.split_whitespace()));
 
     // And every end-to-end test that is named after a row is in it.
-    for entry in std::fs::read_dir(root().join("weir/tests")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        if !name.ends_with(".rs") {
-            continue;
-        }
-        let path = format!("weir/tests/{name}");
+    for path in sources("weir/tests") {
+        let path = path.strip_prefix(root()).unwrap().display().to_string();
         for line in read(&path).lines() {
             let function = line.strip_prefix("fn ").and_then(|l| l.split('(').next());
             let Some(function) = function else { continue };
@@ -432,6 +422,30 @@ fn every_fault_names_tests_that_exist() {
             }
         }
     }
+}
+
+/// The tests that a row of a table names, `file::function` each: at least one, and they exist.
+fn tests_that_exist(row: &str, cell: &str) -> Vec<String> {
+    let tests = quoted(cell);
+    assert!(!tests.is_empty(), "{row} has no test");
+    for test in &tests {
+        let (file, function) = test.split_once("::").unwrap();
+        let found = read(file).contains(&format!("fn {function}("));
+        assert!(found, "{row}: {test} does not exist");
+    }
+    tests
+}
+
+#[test]
+fn every_promise_of_a_service_names_tests_that_exist() {
+    let text = read("docs/services.md");
+    let (_, shown) = text.split_once("\n## Shown by\n").unwrap();
+    let mut promises = 0;
+    for row in rows(shown) {
+        promises += 1;
+        tests_that_exist(&row[0], &row[1]);
+    }
+    assert!(promises >= 35, "{promises}");
 }
 
 /// Every document of the repository.

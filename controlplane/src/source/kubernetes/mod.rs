@@ -41,6 +41,8 @@ mod scope;
 mod snapshot;
 mod store;
 #[cfg(test)]
+pub(crate) use self::reading::objects_of_a_list;
+#[cfg(test)]
 pub(crate) mod tests;
 mod watcher;
 

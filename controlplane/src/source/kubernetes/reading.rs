@@ -99,6 +99,32 @@ pub(super) fn item(reader: &mut Reader, scope: &Scope, piece: Piece<'_>) -> Read
     }
 }
 
+/// All of a list that can be read, as it comes in pieces of this many bytes.
+#[cfg(test)]
+pub(crate) fn objects_of_a_list(
+    source: crate::object::SourceId,
+    kind: crate::object::Kind,
+    list: &[u8],
+    piece: usize,
+) -> Vec<Object> {
+    let scope = Scope {
+        kind,
+        namespace: None,
+    };
+    let mut reader = Reader::new(source, Default::default()).with_status();
+    let mut items = super::items::Items::default();
+    let mut objects = Vec::new();
+    for bytes in list.chunks(piece) {
+        let pushed = items.push(bytes, |found| {
+            objects.extend(item(&mut reader, &scope, found))
+        });
+        assert_eq!(pushed, Ok(()));
+    }
+    let resource = resource(kind).expect("a kind that is listed");
+    items.finish(resource.kind).expect("a whole list");
+    objects
+}
+
 /// Reads one line of a watch.
 pub(super) fn line(reader: &mut Reader, scope: &Scope, piece: Piece<'_>) -> WatchLine {
     let bytes = match piece {

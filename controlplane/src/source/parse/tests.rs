@@ -73,6 +73,20 @@ fn null_is_absent_everywhere() {
     assert_eq!((endpoint.ready, endpoint.serving), (None, None));
 }
 
+/// Fields for others to read: `internalTrafficPolicy` is the ClusterIP's; `appProtocol` is a hint;
+/// `trafficDistribution` and its annotation are read by who writes the slices' hints.
+#[test]
+fn fields_for_others_change_nothing() {
+    let plain = service(json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
+    let mut full = service(json!({"type": "LoadBalancer",
+        "ports": [{"port": 80, "appProtocol": "https", "targetPort": "web"}],
+        "internalTrafficPolicy": "Local", "trafficDistribution": "PreferSameNode",
+        "externalIPs": ["192.0.2.1"], "publishNotReadyAddresses": true,
+        "selector": {"app": "web"}, "externalName": "example.com"}));
+    full["metadata"]["annotations"] = json!({"service.kubernetes.io/topology-mode": "Auto"});
+    assert_eq!(good_service(&full), good_service(&plain));
+}
+
 #[test]
 fn a_nil_port_name_is_not_an_empty_one() {
     let ports = json!({"ports": [{"port": 80}, {"name": null, "port": 81}, {"name": "", "port": 82}, {"name": "x"}, {"port": 0}]});
