@@ -75,7 +75,7 @@ setup-build:
 # The real programs that end-to-end tests talk to.
 setup-test:
 	@deploy/packages.sh ip=iproute2 nginx=nginx-light iperf3=iperf3 dig=dnsutils dnsmasq=dnsmasq-base \
-	  curl=curl nft=nftables setpriv=util-linux ping=iputils-ping iptables=iptables
+	  curl=curl nft=nftables setpriv=util-linux ping=iputils-ping iptables=iptables openssl=openssl
 
 # The real Kubernetes that tests run Weir against. Without Go those tests are skipped.
 setup-kubernetes:

@@ -35,6 +35,7 @@ pub mod annotations;
 pub mod cluster;
 pub mod compile;
 pub mod control;
+pub mod credential;
 pub mod load_balancer;
 pub mod measure;
 pub mod nodes;

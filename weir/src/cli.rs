@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::settings::Layer;
+use crate::settings::values::Span;
 
 /// A userspace L4 load balancer that gives Kubernetes Services working addresses.
 #[derive(Debug, Parser)]
@@ -33,6 +34,9 @@ pub enum Command {
     Check(CheckArgs),
     /// Say what this machine has for Weir and what it keeps from it, and how to change that.
     Doctor(DoctorArgs),
+    /// Write the kubeconfig that an appliance outside the cluster runs by: a token of its own.
+    #[command(after_help = KUBECONFIG_HELP)]
+    Kubeconfig(KubeconfigArgs),
     /// Leave a cluster: take status, conditions and finalizers off Services, by the API server alone.
     #[command(after_help = RELEASE_HELP)]
     Release(ReleaseArgs),
@@ -50,6 +54,57 @@ Signals: SIGTERM and SIGINT drain, a second one ends at once; SIGHUP rescans, an
 seconds confirms deletions that the guard holds, as POST /api/v1/deletions/confirm on the admin socket does.
 
 Example: weir serve --manifests ./manifests --pool 192.0.2.0/28";
+
+const KUBECONFIG_HELP: &str =
+    "It is run once, by somebody who may create tokens (an administrator), where kubectl works. The \
+ServiceAccount and what it may do are made before: kubectl apply -f deploy/kubernetes/rbac.yaml. The token is \
+renewed by `weir serve` in the file, if deploy/kubernetes/token.yaml lets it; otherwise run this again before it expires.
+
+Example: weir kubeconfig --output weir.kubeconfig";
+
+#[derive(Debug, Args)]
+pub struct KubeconfigArgs {
+    /// Write here, for its owner alone.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// Replace the file if it is there.
+    #[arg(long)]
+    pub force: bool,
+
+    /// Ask with these credentials; without it KUBECONFIG's, or ~/.kube/config.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Ask in this context; without it, in the current one.
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
+
+    /// The API server's address as the appliance reaches it; without it, as the kubeconfig names it.
+    #[arg(long, value_name = "URL", value_parser = https)]
+    pub server: Option<String>,
+
+    /// The ServiceAccount's namespace.
+    #[arg(short, long, value_name = "NAME", default_value = "weir-system")]
+    pub namespace: String,
+
+    /// The ServiceAccount.
+    #[arg(long, value_name = "NAME", default_value = "weir")]
+    pub service_account: String,
+
+    /// How long the token is good for, 10 minutes at least; the API server may give less.
+    #[arg(long, value_name = "TIME", default_value = "720h")]
+    pub expires_in: Span,
+}
+
+fn https(text: &str) -> Result<String, String> {
+    match text.strip_prefix("https://") {
+        Some(host) if !host.is_empty() => Ok(text.to_owned()),
+        _ => Err(format!(
+            "{text:?} is no address of an API server; write https://ADDRESS:6443"
+        )),
+    }
+}
 
 const RELEASE_HELP: &str =
     "Stop every weir first: one that runs takes its Services again. Only what carries the finalizer \

@@ -13,6 +13,7 @@ mod config;
 mod demo;
 mod doctor;
 mod exit;
+mod kubeconfig;
 mod release;
 mod serve;
 mod settings;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Kubeconfig(args) => kubeconfig::run(&args),
         Command::Release(args) => release::run(&args),
         Command::Config(command) => config::run(command),
         Command::Version(args) => version::run(&args),

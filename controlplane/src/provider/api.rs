@@ -18,7 +18,7 @@ const ANSWER: usize = 2 << 20;
 
 /// Why something was not written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// It is not there.
     #[error("it is gone")]
     NotFound,
@@ -34,18 +34,18 @@ pub(super) enum Refusal {
 }
 
 /// One write.
-pub(super) struct Write<'a> {
-    pub(super) method: Method,
-    pub(super) path: &'a str,
-    pub(super) content: &'static str,
-    pub(super) body: &'a Value,
+pub(crate) struct Write<'a> {
+    pub(crate) method: Method,
+    pub(crate) path: &'a str,
+    pub(crate) content: &'static str,
+    pub(crate) body: &'a Value,
 }
 
 /// Sends it, and returns the object as it is then.
 ///
 /// # Errors
 /// See [`Refusal`].
-pub(super) async fn send(connection: &Connection, write: Write<'_>) -> Result<Value, Refusal> {
+pub(crate) async fn send(connection: &Connection, write: Write<'_>) -> Result<Value, Refusal> {
     let lease = connection.client().await;
     let lease = lease.map_err(|failure| Refusal::Other(failure.to_string()))?;
     let request = Request::builder()

@@ -20,7 +20,7 @@
 //! finalizers by value, conditions by type. `status.loadBalancer.ingress` is replaced whole, for it is
 //! one writer's. Each patch carries the uid: a Service made anew under the same name refuses it.
 
-mod api;
+pub(crate) mod api;
 mod events;
 mod health;
 mod leader;

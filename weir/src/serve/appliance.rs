@@ -17,6 +17,7 @@ use controlplane::translate::Rules;
 use lb_core::plane::{Config, Engine, Limits, Plane};
 use lb_core::table::{HashKey, TableBuilder};
 
+use super::credential;
 use super::lock::lock;
 use super::memory;
 use super::places;
@@ -88,6 +89,7 @@ impl Appliance {
             Arc::clone(&recorder),
         )
         .context("cannot start the control plane")?;
+        let token = connection.as_ref().and_then(credential::start);
         let provider = connection
             .map(|connection| Provider::start(connection, outbox, &settings.class, recorder));
         let provider = provider.transpose()?;
@@ -100,7 +102,7 @@ impl Appliance {
             Arc::clone(&ports),
             provider.as_ref().map(Provider::health),
         );
-        let view = Arc::new(view);
+        let view = Arc::new(view.with_token(token));
         let ports = Watch::start(ports)?;
         let admin = admin(&settings, &view)?;
         let address = admin.as_ref().map(|admin| admin.address().to_string());

@@ -11,6 +11,7 @@
 
 mod appliance;
 mod cluster;
+mod credential;
 mod gauges;
 mod lock;
 mod memory;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use admin_api::metrics::{Kind, Page, Registry};
 use admin_api::view::{Check, Endpoints, Level, Port, Reason, Service, State, Version};
 use controlplane::control::{Command, Desk};
+use controlplane::credential::Health as TokenHealth;
 use controlplane::provider::Health;
 use controlplane::reason::CONFIRM;
 use controlplane::source;
@@ -17,7 +18,7 @@ use lb_core::plane::{Chosen, Handle, ListenerState, Report};
 use lb_core::table::Protocol;
 
 use super::ports::Ports;
-use super::{cluster, gauges, memory};
+use super::{cluster, credential, gauges, memory};
 use crate::telemetry::Dropped;
 use crate::version::VERSION;
 
@@ -36,6 +37,7 @@ pub struct View {
     dropped: Dropped,
     ports: Arc<Ports>,
     provider: Option<Health>,
+    token: Option<TokenHealth>,
     draining: AtomicBool,
 }
 
@@ -53,6 +55,7 @@ impl View {
             gauges::describe();
             cluster::describe();
             memory::describe();
+            controlplane::credential::describe();
         });
         View {
             plane,
@@ -61,8 +64,14 @@ impl View {
             dropped,
             ports,
             provider,
+            token: None,
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// And how its own token fares, if it has one.
+    pub fn with_token(self, token: Option<TokenHealth>) -> View {
+        View { token, ..self }
     }
 
     /// From now on it is not ready.
@@ -124,6 +133,7 @@ impl admin_api::Appliance for View {
             (true, text) => Check::good("provider", text),
             (false, text) => Check::warning("provider", text),
         }));
+        checks.extend(self.token.as_ref().and_then(credential::check));
         if snapshot.restarts > 0 {
             let message = format!(
                 "the control task was started anew {} times after a panic: please report it",
@@ -161,6 +171,7 @@ impl admin_api::Appliance for View {
             gauges::set_ports(ports.used.as_ref());
             memory::set(&self.plane.memory());
             cluster::set(&self.desk.watches(), Instant::now());
+            self.token.iter().for_each(TokenHealth::measure);
         });
         self.registry.render()
     }

@@ -7,7 +7,7 @@ mod file;
 mod judge;
 mod layer;
 mod problem;
-mod values;
+pub mod values;
 
 pub use effective::Settings;
 pub use file::load;

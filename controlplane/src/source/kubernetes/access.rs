@@ -5,11 +5,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use kube::Config;
 use kube::config::{AuthInfo, Cluster, ExecAuthCluster, Kubeconfig};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
+
+use crate::credential::ServerOf;
 
 /// No kubeconfig, token or certificate is larger.
 const MAX_BYTES: u64 = 1 << 20;
@@ -26,6 +31,8 @@ pub const IN_CLUSTER_VARIABLE: &str = "KUBERNETES_SERVICE_HOST";
 pub enum Access {
     /// As this file says; its current context.
     Kubeconfig(PathBuf),
+    /// As this file says, in the context of this name.
+    Context(PathBuf, String),
     /// As a pod: its service account.
     InCluster,
 }
@@ -121,10 +128,43 @@ impl Access {
         Ok(self.load()?.config.cluster_url.to_string())
     }
 
+    /// The API server, as another kubeconfig can name it. Reads files.
+    ///
+    /// # Errors
+    /// What is missing or wrong; a server whose certificate is not looked at.
+    pub fn server(&self) -> Result<ServerOf, String> {
+        let config = self.load().map_err(|error| error.to_string())?.config;
+        if config.accept_invalid_certs {
+            return Err("the kubeconfig says insecure-skip-tls-verify: an appliance's token would go to whoever answers; name the certificate-authority".to_owned());
+        }
+        let authority = config.root_cert.map(|all| {
+            let pem = all.iter().map(|der| {
+                let text = BASE64_STANDARD.encode(der);
+                let lines: Vec<&str> = text
+                    .as_bytes()
+                    .chunks(64)
+                    .filter_map(|line| std::str::from_utf8(line).ok())
+                    .collect();
+                format!(
+                    "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+                    lines.join("\n")
+                )
+            });
+            pem.collect::<String>()
+        });
+        Ok(ServerOf {
+            url: config.cluster_url.to_string(),
+            authority,
+            tls_server_name: config.tls_server_name,
+            proxy: config.proxy_url.map(|proxy| proxy.to_string()),
+        })
+    }
+
     /// Reads everything anew. Blocks.
     pub(super) fn load(&self) -> Result<Loaded, AccessError> {
         let loaded = match self {
-            Access::Kubeconfig(path) => kubeconfig(path)?,
+            Access::Kubeconfig(path) => kubeconfig(path, None)?,
+            Access::Context(path, name) => kubeconfig(path, Some(name))?,
             Access::InCluster => in_cluster()?,
         };
         let Config {
@@ -171,7 +211,42 @@ fn in_cluster() -> Result<Loaded, AccessError> {
     Ok(Loaded { config, files })
 }
 
-fn kubeconfig(path: &Path) -> Result<Loaded, AccessError> {
+/// The token that stands in this kubeconfig for its current context, if one does. Blocks.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(crate) fn current_token(path: &Path) -> Result<Option<String>, AccessError> {
+    let current = current(path, None)?;
+    Ok(current
+        .user
+        .token
+        .map(|token| token.expose_secret().to_owned()))
+}
+
+fn kubeconfig(path: &Path, context: Option<&str>) -> Result<Loaded, AccessError> {
+    let current = current(path, context)?;
+    let mut files = vec![path.to_owned()];
+    let user = &current.user;
+    let named = [
+        &current.cluster.certificate_authority,
+        &user.token_file,
+        &user.client_certificate,
+        &user.client_key,
+    ];
+    files.extend(named.into_iter().flatten().map(PathBuf::from));
+    let config = current
+        .config()
+        .map_err(|problem| AccessError::Kubeconfig {
+            path: path.to_owned(),
+            problem,
+        })?;
+    Ok(Loaded {
+        config,
+        files: Files::new(files),
+    })
+}
+
+fn current(path: &Path, context: Option<&str>) -> Result<Current, AccessError> {
     let unreadable = |source| AccessError::Unreadable {
         path: path.to_owned(),
         source,
@@ -185,21 +260,7 @@ fn kubeconfig(path: &Path) -> Result<Loaded, AccessError> {
         problem,
     };
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| wrong(chain(&error)))?;
-    let current = Current::of(kubeconfig).map_err(wrong)?;
-    let mut files = vec![path.to_owned()];
-    let user = &current.user;
-    let named = [
-        &current.cluster.certificate_authority,
-        &user.token_file,
-        &user.client_certificate,
-        &user.client_key,
-    ];
-    files.extend(named.into_iter().flatten().map(PathBuf::from));
-    let config = current.config().map_err(wrong)?;
-    Ok(Loaded {
-        config,
-        files: Files::new(files),
-    })
+    Current::of(kubeconfig, context).map_err(wrong)
 }
 
 /// What a kubeconfig's current context names. Put together here and not by kube, which would ask
@@ -211,11 +272,10 @@ struct Current {
 }
 
 impl Current {
-    fn of(kubeconfig: Kubeconfig) -> Result<Current, String> {
+    fn of(kubeconfig: Kubeconfig, context: Option<&str>) -> Result<Current, String> {
         let missing = |what: &str, name: &str| format!("it has no {what} named {name:?}");
-        let name = kubeconfig
-            .current_context
-            .ok_or("it has no current-context; name one of its contexts")?;
+        let name = context.map(str::to_owned).or(kubeconfig.current_context);
+        let name = name.ok_or("it has no current-context; name one of its contexts")?;
         let mut contexts = kubeconfig.contexts.into_iter();
         let context = contexts
             .find(|context| context.name == name)

@@ -6,6 +6,7 @@
 //! ([`Connection::handle`]).
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
@@ -106,6 +107,15 @@ impl Connection {
             given_up: AtomicU64::new(0),
             server: Mutex::new(server.into()),
         })))
+    }
+
+    /// The kubeconfig that it goes by, if it does.
+    pub fn kubeconfig(&self) -> Option<PathBuf> {
+        match &self.0.access {
+            Access::Kubeconfig(path) => Some(path.clone()),
+            // Another context is a person's, for one command.
+            Access::Context(..) | Access::InCluster => None,
+        }
     }
 
     /// The runtime that its client lives on.

@@ -56,6 +56,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
+pub(crate) use self::access::current_token;
 pub use self::access::{Access, AccessError, IN_CLUSTER_VARIABLE};
 pub use self::connection::{Connection, ConnectionError, Lease};
 pub use self::failure::Failure;
