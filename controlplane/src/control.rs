@@ -39,8 +39,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::allocate::{Pools, Record};
 use crate::compile::Defaults;
 use crate::measure::{self, Recorder};
-use crate::object::SourceId;
-use crate::provider::Outbox;
+use crate::provider::Provided;
 use crate::source::{directory, kubernetes};
 use crate::state::{Saver, StateFile};
 use crate::status::{Board, Snapshot};
@@ -76,8 +75,8 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// Let every deletion happen, however many at once.
     pub confirm_deletions: bool,
-    /// Where to hand over what became of this source's Services, to be written back.
-    pub provider: Option<(SourceId, Outbox)>,
+    /// The cluster that is provided for, if any.
+    pub provider: Option<Provided>,
 }
 
 /// What a person asks of the control task.

@@ -381,6 +381,17 @@ pub enum Reason {
         /// With both places.
         problem: Arc<str>,
     },
+    /// Another process holds the Lease, and has not published an address for it that this one can take.
+    #[error(
+        "another appliance holds the lease and gives the addresses: it has published none that is in a pool here and free"
+    )]
+    AddressGivenElsewhere,
+    /// What became of it cannot be written to the API server.
+    #[error("cannot write to the API server: {problem}")]
+    NotWritten {
+        /// The verb and the resource, as the API server names them.
+        problem: Arc<str>,
+    },
     /// The Service vanished from a list that lost too many at once; it is held.
     #[error(
         "missing from the last list together with too many others: held until it returns or the deletion is confirmed ({CONFIRM})"
@@ -475,6 +486,8 @@ codes!(
     StaleObject,
     Malformed,
     DuplicateObject,
+    AddressGivenElsewhere,
+    NotWritten,
     HeldByDeletionGuard,
 );
 
@@ -511,6 +524,7 @@ impl Reason {
             | SharingRefused { .. }
             | FrontendTaken { .. }
             | AddressNotAdded { .. }
+            | AddressGivenElsewhere
             | NotListening { .. }
             | DescriptorLimit { .. } => Severity::Pending,
             ForeignServiceProxy
@@ -531,6 +545,7 @@ impl Reason {
             | AddressOutsidePools { .. }
             | StaleObject { .. }
             | DuplicateObject { .. }
+            | NotWritten { .. }
             | HeldByDeletionGuard => Severity::Note,
         }
     }

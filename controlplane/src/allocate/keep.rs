@@ -23,8 +23,8 @@ pub(super) struct Arrival {
     pub(super) member: Member,
     /// What it held, or what is recorded for it.
     pub(super) previous: Option<Entry>,
-    /// What an API server says it had.
-    pub(super) published: Vec<IpAddr>,
+    /// It is new: what an API server says it had is as good as recorded.
+    pub(super) adopts: bool,
     /// Only its age is another.
     pub(super) asks_as_before: bool,
 }
@@ -82,11 +82,14 @@ impl Allocator {
             let Arrival {
                 mut member,
                 previous,
-                published,
+                adopts,
                 asks_as_before: _,
             } = arrival;
-            let previous = previous.or_else(|| self.adopted(&member, published));
-            if let Some(previous) = previous {
+            let adopted = || self.adopted(&member).filter(|_| adopts);
+            let previous = previous.or_else(adopted);
+            // Who follows takes what is published when it is placed: what is recorded here may be older.
+            let follows = self.followed == Some(member.order.key.source);
+            if let Some(previous) = previous.filter(|_| !follows) {
                 self.keep_one(&mut member, &previous, turn);
             }
             turn.queue.insert(member.order.clone());
@@ -95,9 +98,9 @@ impl Allocator {
     }
 
     /// Published addresses as if they were recorded: those of a pool only.
-    fn adopted(&self, member: &Member, published: Vec<IpAddr>) -> Option<Entry> {
+    fn adopted(&self, member: &Member) -> Option<Entry> {
         let pools = self.holdings.pools();
-        let published = published.into_iter().map(|address| address.to_canonical());
+        let published = member.published.iter().map(IpAddr::to_canonical);
         let addresses: Vec<_> = published
             .filter(|address| pools.of(*address).is_some())
             .collect();
@@ -150,7 +153,7 @@ impl Allocator {
     }
 
     /// Does the specification leave the address where it is? `pool` is what was asked for before.
-    fn may_keep(&self, wish: &Wish, address: IpAddr, pool: Option<&Arc<str>>) -> bool {
+    pub(super) fn may_keep(&self, wish: &Wish, address: IpAddr, pool: Option<&Arc<str>>) -> bool {
         let family = Family::of(address);
         if !wish.families.contains(&family) {
             return false;

@@ -21,11 +21,14 @@
 //! 6. Without a request, an address that can be shared is preferred to a free one; else it is the
 //!    lowest free one of the first pool that has one.
 //! 7. What is refused waits, and is retried when something changes that can help it.
-//! 8. An address that left the pools is kept while its load balancer lives.
+//! 8. Where another process gives the addresses of a source ([`Allocator::follow`]), those that an API server
+//!    names are taken, as 2. has it, and no other is given.
+//! 9. An address that left the pools is kept while its load balancer lives.
 //!
 //! The same batches over the same record give the same addresses. A change costs what it touches
 //! (and the logarithm of the rest), never a walk over all load balancers.
 
+mod follow;
 mod free;
 mod hold;
 mod keep;
@@ -44,7 +47,7 @@ use self::hold::{Claim, Holdings};
 use self::keep::{Arrival, Name};
 use self::waiting::{Age, Order, Waiting};
 use crate::load_balancer::{Addressing, LoadBalancer};
-use crate::object::{Family, Key};
+use crate::object::{Family, Key, SourceId};
 use crate::reason::Reason;
 
 pub use self::pool::{Pool, PoolError, Pools, Range};
@@ -76,6 +79,8 @@ struct Member {
     order: Order,
     held: Vec<IpAddr>,
     assignment: Assignment,
+    /// What an API server says it has.
+    published: Vec<IpAddr>,
 }
 
 /// What one call of `apply` or `complete` did so far.
@@ -100,6 +105,8 @@ pub struct Allocator {
     waiting: Waiting,
     /// Recorded, reserved, and not seen yet.
     unseen: BTreeMap<Name, Vec<Entry>>,
+    /// Whose addresses another process gives.
+    followed: Option<SourceId>,
     youngest: i64,
     batch: u64,
     revision: u64,
@@ -114,6 +121,7 @@ impl Allocator {
             holdings: Holdings::new(pools),
             waiting: Waiting::default(),
             unseen: BTreeMap::new(),
+            followed: None,
             youngest: i64::MIN,
             batch: 0,
             revision: 0,
@@ -274,6 +282,7 @@ impl Allocator {
             old.wish == wish && old.claim.sharing == claim.sharing && old.claim.ports == claim.ports
         });
         if asks_as_before && known.is_some_and(|old| old.order.age == age) {
+            self.publish(&key, &lb.published, turn);
             return None;
         }
         let order = Order {
@@ -291,15 +300,13 @@ impl Allocator {
             order,
             held: Vec::new(),
             assignment: Assignment::default(),
+            published: lb.published.clone(),
         };
         Some(Arrival {
             member,
             previous,
             // What it holds already is the better answer.
-            published: match known_before {
-                true => Vec::new(),
-                false => lb.published.clone(),
-            },
+            adopts: !known_before,
             asks_as_before,
         })
     }

@@ -43,6 +43,9 @@ impl Allocator {
 
     /// Completes what `member` holds, or takes it all away; returns what it waits for.
     fn place(&mut self, member: &mut Member, turn: &mut Turn) -> Vec<Cause> {
+        if self.followed == Some(member.order.key.source) {
+            return self.place_published(member, turn);
+        }
         let mut lacks = Lacks::default();
         let mut found = Vec::new();
         for address in &member.wish.requested {

@@ -35,6 +35,10 @@ pub(super) struct Line {
     holdings: BTreeMap<Key, (Vec<FrontendKey>, Vec<IpAddr>)>,
     /// Who has each VIP.
     vips: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// Whose addresses another process gives.
+    followed: Option<SourceId>,
+    /// Whose assignment changed when that changed.
+    moved: BTreeSet<Key>,
     /// What is recorded is written in this revision.
     recorded: u64,
     /// The first complete list was decided on.
@@ -77,6 +81,8 @@ impl Line {
             owners: BTreeMap::new(),
             holdings: BTreeMap::new(),
             vips: BTreeMap::new(),
+            followed: None,
+            moved: BTreeSet::new(),
             complete: false,
         }
     }
@@ -108,6 +114,14 @@ impl Line {
         })
     }
 
+    /// Another process gives the addresses of `source` and has them on its interfaces; `None`: nobody else does.
+    /// [`Line::decide`] decides on it. Returns whether that is news.
+    pub(super) fn follow(&mut self, source: Option<SourceId>) -> bool {
+        let moved = self.allocator.follow(source);
+        self.moved.extend(moved);
+        std::mem::replace(&mut self.followed, source) != source
+    }
+
     /// Every source gave its first list, and it was decided on.
     pub(super) fn is_complete(&self) -> bool {
         self.complete
@@ -135,6 +149,16 @@ impl Line {
     /// The VIPs that are given out.
     pub(super) fn vips(&self) -> BTreeSet<IpAddr> {
         self.vips.keys().copied().collect()
+    }
+
+    /// Those of them that another process has on its interfaces.
+    pub(super) fn vips_elsewhere(&self) -> BTreeSet<IpAddr> {
+        let Some(source) = self.followed else {
+            return BTreeSet::new();
+        };
+        let elsewhere = |holders: &BTreeSet<Key>| holders.iter().all(|key| key.source == source);
+        let vips = self.vips.iter().filter(|(_, holders)| elsewhere(holders));
+        vips.map(|(vip, _)| *vip).collect()
     }
 
     /// Who has this VIP.
@@ -169,14 +193,17 @@ impl Line {
             turn.nodes = Some(self.nodes.counts());
         }
         dirty.append(&mut self.probed);
-        let mut changed = BTreeSet::new();
+        let mut changed = std::mem::take(&mut self.moved);
+        let mut translated = BTreeSet::new();
         for key in &dirty {
             if self.translate(key) {
-                changed.insert(key.clone());
+                translated.insert(key.clone());
             }
         }
-        let batch = changed.iter().map(|key| (key.clone(), self.balancer(key)));
+        let batch = translated.iter();
+        let batch = batch.map(|key| (key.clone(), self.balancer(key)));
         let batch: Vec<_> = batch.collect();
+        changed.extend(translated);
         changed.extend(self.allocator.apply(batch));
         if first {
             changed.extend(self.allocator.complete());
@@ -255,7 +282,8 @@ impl Line {
     fn note_vips(&mut self, key: &Key, addresses: &[IpAddr]) -> bool {
         let (_, held) = self.holdings.entry(key.clone()).or_default();
         let before = std::mem::replace(held, addresses.to_vec());
-        let mut changed = false;
+        // Who shares a VIP decides whose interfaces have it.
+        let mut changed = self.followed.is_some() && before != addresses;
         for vip in before.iter().filter(|vip| !addresses.contains(vip)) {
             if let Some(holders) = self.vips.get_mut(vip) {
                 holders.remove(key);

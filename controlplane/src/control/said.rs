@@ -9,7 +9,7 @@ use crate::source::{Level, Problem};
 /// The files and directories of which nothing is wrong any more, and what was.
 pub(super) fn solved<'a>(before: &'a [Problem], now: &[Problem]) -> BTreeMap<&'a Path, &'a str> {
     fn path(problem: &Problem) -> Option<&Path> {
-        (problem.level == Level::Error).then_some(&**problem.location.file)
+        (problem.level != Level::Note).then_some(&**problem.location.file)
     }
     let still: BTreeSet<_> = now.iter().filter_map(path).collect();
     let before = before

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lb_core::table::{FrontendKey, Slot};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::files::StatusFiles;
@@ -22,7 +22,7 @@ use crate::compile::Compiler;
 use crate::measure;
 use crate::object::{Event, Key, Kind, SourceId};
 use crate::probe::{self, Prober};
-use crate::provider::Intent;
+use crate::provider::{Intent, Provided, Standing};
 use crate::publish::Publisher;
 use crate::reason::CONFIRM;
 use crate::source::scan::KINDS;
@@ -85,10 +85,22 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
                 Burst::note(&mut burst);
                 task.take(&mut batch);
             }
+            () = moved(&mut task.standing) => Burst::note(&mut burst),
             () = changed(&mut said) => task.problems(problems(&mut said)),
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => source_ended(ended),
         }
     }
+}
+
+/// Returns when this process stands elsewhere among those of its cluster.
+async fn moved(standing: &mut Option<watch::Receiver<Standing>>) {
+    if let Some(standing) = standing
+        && standing.changed().await.is_ok()
+    {
+        return;
+    }
+    // Nobody decides, or nobody any more: it goes on as it is.
+    std::future::pending().await
 }
 
 /// Events that came close together.
@@ -123,6 +135,8 @@ struct Task<'a> {
     said: BTreeMap<Key, Vec<Problem>>,
     /// And of the EndpointSlices of single Services, by these, without uid.
     said_of_slices: BTreeMap<Key, Vec<Problem>>,
+    /// Among the processes of the cluster.
+    standing: Option<watch::Receiver<Standing>>,
     held: usize,
     voice: Voice,
     /// The first complete list is decided on.
@@ -159,6 +173,7 @@ impl Task<'_> {
             problems: Arc::default(),
             said: BTreeMap::new(),
             said_of_slices: BTreeMap::new(),
+            standing: settings.provider.as_ref().map(|p| p.standing.clone()),
             held: 0,
             voice: Voice::default(),
             listed: false,
@@ -175,6 +190,10 @@ impl Task<'_> {
 
     /// Decides on what changed, does it, and shows it.
     fn decide(&mut self, since: std::time::Instant) {
+        let Some(moved) = self.follow() else {
+            // The first word of the Lease is on its way: two appliances must not both begin to give addresses.
+            return;
+        };
         if self.settings.confirm_deletions {
             self.line.confirm_deletions();
         }
@@ -200,11 +219,15 @@ impl Task<'_> {
             self.publisher.publish(table, since);
             self.keep.table = Arc::clone(self.publisher.table());
         }
-        if vips {
-            self.vips.want(self.line.vips());
+        if vips || (moved && self.line.is_complete()) {
+            let elsewhere = self.line.vips_elsewhere();
+            self.vips.want(self.line.vips(), elsewhere);
         }
         self.tell_held();
         self.refresh(&touched);
+        if moved {
+            self.show_moved();
+        }
         self.listed = self.line.is_complete();
         self.show();
     }
@@ -217,6 +240,28 @@ impl Task<'_> {
         {
             cluster.watch_nodes();
         }
+    }
+
+    /// Goes by where this process stands; `None`: that is not known yet. True: it moved.
+    fn follow(&mut self) -> Option<bool> {
+        let Some(provided) = &self.settings.provider else {
+            return Some(false);
+        };
+        let standing = *provided.standing.borrow();
+        let followed = match standing {
+            Standing::Unknown => return None,
+            Standing::Follower => Some(provided.source),
+            Standing::Alone | Standing::Holder => None,
+        };
+        Some(self.line.follow(followed))
+    }
+
+    /// Whether an address has to be on the machine is another question now.
+    fn show_moved(&mut self) {
+        let vips = self.line.vips();
+        let holders = vips.iter().flat_map(|vip| self.line.holders(vip));
+        let touched = holders.cloned().collect();
+        self.refresh(&touched);
     }
 
     /// A VIP that is served is written down, as far as the disk lets us.
@@ -258,7 +303,7 @@ impl Task<'_> {
             if !known.contains(problem) {
                 match problem.level {
                     Level::Note => tracing::info!("{problem}"),
-                    Level::Error => tracing::warn!("{problem}"),
+                    Level::Outage | Level::Error => tracing::warn!("{problem}"),
                 }
             }
         }
@@ -326,7 +371,7 @@ impl Task<'_> {
 
     /// A Service of an API server: what became of it is written back.
     fn hand_over(&self, key: &Key) {
-        let Some((source, outbox)) = &self.settings.provider else {
+        let Some(Provided { source, outbox, .. }) = &self.settings.provider else {
             return;
         };
         if key.source != *source || key.kind != Kind::Service {
@@ -360,7 +405,8 @@ impl Task<'_> {
     /// How a frontend stands, its address included. Nothing is said of it before both are known.
     fn front(&self, frontend: &FrontendKey, slot: Slot) -> Front {
         let front = self.publisher.front(frontend, slot);
-        if matches!(front, Front::Closed | Front::Waiting) {
+        let is_elsewhere = self.vips.is_elsewhere(frontend.address);
+        if is_elsewhere || matches!(front, Front::Closed | Front::Waiting) {
             return front;
         }
         match (self.vips.placed(frontend.address), front) {

@@ -21,8 +21,10 @@ const LOOK: Duration = Duration::from_millis(500);
 
 pub(super) struct Vips {
     drain_timeout: Duration,
-    /// Given out now.
+    /// Given out now, and to be on this machine.
     current: BTreeSet<IpAddr>,
+    /// Given out now, and on another's.
+    elsewhere: BTreeSet<IpAddr>,
     /// To go: at this time at the latest.
     leaving: BTreeMap<IpAddr, Instant>,
     look: Instant,
@@ -64,6 +66,7 @@ impl Vips {
         Vips {
             drain_timeout,
             current: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             leaving: BTreeMap::new(),
             look: Instant::now(),
             wanted,
@@ -74,15 +77,19 @@ impl Vips {
         }
     }
 
-    /// From now on these are given out.
-    pub(super) fn want(&mut self, vips: BTreeSet<IpAddr>) {
+    /// From now on these are given out, those of `elsewhere` on another's interfaces. These leave at once: whoever
+    /// lives there is the other's already.
+    pub(super) fn want(&mut self, mut vips: BTreeSet<IpAddr>, elsewhere: BTreeSet<IpAddr>) {
         let now = Instant::now();
+        vips.retain(|vip| !elsewhere.contains(vip));
         for vip in self.current.difference(&vips) {
             self.leaving.insert(*vip, now + self.drain_timeout);
             self.look = now + LOOK;
         }
-        self.leaving.retain(|vip, _| !vips.contains(vip));
+        self.leaving
+            .retain(|vip, _| !vips.contains(vip) && !elsewhere.contains(vip));
         self.current = vips;
+        self.elsewhere = elsewhere;
         self.hand_on();
     }
 
@@ -134,6 +141,11 @@ impl Vips {
         all.filter(|vip| old.get(vip) != self.outcome.get(vip))
             .copied()
             .collect()
+    }
+
+    /// Is `vip` kept off this machine on purpose?
+    pub(super) fn is_elsewhere(&self, vip: IpAddr) -> bool {
+        self.elsewhere.contains(&vip)
     }
 
     /// Is `vip` on the machine? `None`: not heard of yet.

@@ -18,9 +18,9 @@ pub(super) enum Next {
     Renew,
 }
 
-/// What to do at `now`, seconds since 1970. It is due after 60 to 80 % of its life, as `chance` (0 to
-/// 1) has it, so that many appliances do not ask at once; 20 % and more are left for tries that fail.
-/// It is asked for after its end too: the API server takes a token for a minute more, and clocks differ.
+/// What to do at `now`, seconds since 1970. It is due after 60 to 80 % of its life, as `chance` (from
+/// 0 to 1) has it, so that many appliances do not ask at once; a fifth is left for tries that fail. It
+/// is asked for after its end too: the API server takes a token for a minute more, and clocks differ.
 pub(super) fn next(token: &Token, now: u64, chance: f64) -> Next {
     let due = token.issued + (token.life() as f64 * (0.6 + 0.2 * chance.clamp(0.0, 1.0))) as u64;
     match due.saturating_sub(now) {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::Refusal;
+use crate::object::Key;
+use crate::reason::Reason;
 
 /// Refusals that are remembered one by one; all of one kind are one.
 const MOST: usize = 8;
@@ -17,6 +19,8 @@ struct State {
     leads: bool,
     holder: String,
     refused: BTreeMap<&'static str, String>,
+    /// And of single Services, one a Service at most.
+    services: BTreeMap<Key, Arc<str>>,
 }
 
 impl Health {
@@ -26,7 +30,9 @@ impl Health {
         let who = match (state.leads, &*state.holder) {
             (true, _) => "this process writes the status of Services".to_owned(),
             (false, "") => "nobody is known to write the status of Services".to_owned(),
-            (false, holder) => format!("{holder:?} writes the status of Services"),
+            (false, holder) => format!(
+                "{holder:?} writes the status of Services; this process forwards, and keeps their addresses off its interfaces"
+            ),
         };
         if state.refused.is_empty() {
             return (state.leads || !state.holder.is_empty(), who);
@@ -57,6 +63,32 @@ impl Health {
         }
     }
 
+    /// What of this Service cannot be written, if anything.
+    pub fn of(&self, key: &Key) -> Option<Reason> {
+        let problem = self.lock().services.get(key).cloned()?;
+        Some(Reason::NotWritten { problem })
+    }
+
+    /// How the last write of `key` to `what` went.
+    pub(super) fn wrote_of(&self, key: &Key, what: &'static str, refusal: Option<&Refusal>) {
+        self.wrote(what, refusal);
+        let mut state = self.lock();
+        match refusal {
+            None | Some(Refusal::NotFound | Refusal::Conflict(_)) => {
+                state.services.remove(key);
+            }
+            Some(refusal) => {
+                let problem = format!("{what}: {refusal}").into();
+                state.services.insert(key.clone(), problem);
+            }
+        }
+    }
+
+    /// `key` is gone.
+    pub(super) fn forget(&self, key: &Key) {
+        self.lock().services.remove(key);
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // Each of its fields is whole between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,7 +106,11 @@ mod tests {
         health.leader(false, "other");
         assert_eq!(
             health.say(),
-            (true, "\"other\" writes the status of Services".into())
+            (
+                true,
+                "\"other\" writes the status of Services; this process forwards, and keeps their addresses off its interfaces"
+                    .into()
+            )
         );
         health.leader(true, "us");
         let forbidden = Refusal::Forbidden("cannot patch services/status".into());
@@ -84,6 +120,25 @@ mod tests {
             !good && text.contains("services/status: cannot patch"),
             "{text}"
         );
+        let key = Key {
+            source: crate::object::SourceId(0),
+            cluster: "".into(),
+            kind: crate::object::Kind::Service,
+            namespace: "shop".into(),
+            name: "web".into(),
+            uid: "1".into(),
+        };
+        health.wrote_of(&key, "services/status", Some(&forbidden));
+        let said = health.of(&key).map(|reason| reason.to_string());
+        assert!(
+            said.is_some_and(|said| said.contains("services/status: cannot patch")),
+            "the Service says so too"
+        );
+        health.wrote_of(&key, "services", None);
+        assert_eq!(health.of(&key), None);
+        health.wrote_of(&key, "services/status", Some(&forbidden));
+        health.forget(&key);
+        assert_eq!(health.of(&key), None);
         health.wrote("services", None);
         assert!(!health.say().0);
         health.wrote("services/status", Some(&Refusal::NotFound));

@@ -1,16 +1,22 @@
 //! Holds the Lease, or waits for it. Thin I/O; the rules are in `lease`.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::api::{Refusal, Write, send};
 use super::health::Health;
-use super::lease::{Act, Election, RENEW_DEADLINE, RETRY, Record};
+use super::lease::{Act, Election, RETRY, Record};
+use super::standing::{Look, Standing};
 use crate::source::kubernetes::Connection;
+
+/// A start waits so long for the first word of the Lease; then it goes on without.
+const FIRST_WORD: Duration = Duration::from_secs(2);
 
 /// The Lease that decides who writes.
 #[derive(Clone, Debug)]
@@ -21,60 +27,88 @@ pub struct LeaseName {
     pub name: Arc<str>,
 }
 
-/// Stands for election until `stop`, then gives the lease up. `leads` says at every moment whether
-/// this process writes.
+/// Stands for election until `stop`, then gives the lease up. `standing` says at every moment where this
+/// process stands.
 pub async fn lead(
     connection: Connection,
     lease: LeaseName,
     identity: Arc<str>,
     health: Health,
-    leads: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut election = Election::new(&identity, &lease.namespace, &lease.name);
     let mut said = String::new();
     loop {
-        let refusal = tokio::select! {
-            result = attempt(&connection, &mut election) => result.err(),
-            // Whatever the request does, we have stopped by then.
-            () = sleep(RENEW_DEADLINE), if election.leads(Instant::now()) => None,
+        let first = *standing.borrow() == Standing::Unknown;
+        let result = tokio::select! {
+            result = attempt_in_time(&connection, &mut election, &standing) => result,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        health.wrote("leases", refusal.as_ref());
-        health.leader(election.leads(Instant::now()), election.holder());
-        tell(&election, refusal, &leads, &mut said);
+        let now = Instant::now();
+        set(&standing, look(&election, &result, now));
+        health.wrote("leases", result.as_ref().err());
+        health.leader(election.leads(now), election.holder());
+        tell(&election, result, &mut said);
         tokio::select! {
-            () = sleep(RETRY) => {}
+            () = sleep(if first { RETRY / 10 } else { RETRY }) => {}
             _ = stop.wait_for(|stop| *stop) => break,
         }
-        set(&leads, election.leads(Instant::now()));
     }
-    set(&leads, false);
+    // Nobody is told: it ends, and takes its addresses off by itself.
     if let Some(object) = election.release(Instant::now(), &wall()) {
         let _ = put(&connection, &election, &object).await;
     }
 }
 
-fn set(leads: &watch::Sender<bool>, now: bool) {
-    leads.send_if_modified(|leads| std::mem::replace(leads, now) != now);
+/// One attempt. While it lasts, who led stops when its time is over, and who starts goes on after a while.
+async fn attempt_in_time(
+    connection: &Connection,
+    election: &mut Election,
+    standing: &watch::Sender<Standing>,
+) -> Result<(), Refusal> {
+    let until = match *standing.borrow() {
+        Standing::Unknown => Some(Instant::now() + FIRST_WORD),
+        _ => election.leads_until(),
+    };
+    let mut attempt = pin!(attempt(connection, election));
+    if let Some(until) = until {
+        tokio::select! {
+            result = &mut attempt => return result,
+            () = sleep_until(until) => set(standing, Look::Failed),
+        }
+    }
+    attempt.await
+}
+
+/// What an attempt has shown.
+fn look(election: &Election, result: &Result<(), Refusal>, now: Instant) -> Look {
+    match result {
+        _ if election.leads(now) => Look::Ours,
+        Ok(()) if election.is_anothers() => Look::Theirs,
+        Ok(()) | Err(Refusal::Conflict(_)) => Look::Unclear,
+        Err(_) => Look::Failed,
+    }
+}
+
+fn set(standing: &watch::Sender<Standing>, look: Look) {
+    standing.send_if_modified(|standing| {
+        let now = standing.after(look);
+        std::mem::replace(standing, now) != now
+    });
 }
 
 /// Says who leads when that changes, and why nobody can.
-fn tell(
-    election: &Election,
-    refusal: Option<Refusal>,
-    leads: &watch::Sender<bool>,
-    said: &mut String,
-) {
-    let now = election.leads(Instant::now());
-    set(leads, now);
-    let news = match (now, refusal) {
+fn tell(election: &Election, result: Result<(), Refusal>, said: &mut String) {
+    let news = match (election.leads(Instant::now()), result.err()) {
         (true, _) => "this process writes the status of Services".to_owned(),
         // Somebody was faster: the next look says who.
         (false, Some(Refusal::Conflict(_)) | None) => match election.holder() {
             "" => return,
             holder => {
-                format!("{holder:?} writes the status of Services; this process forwards only")
+                format!(
+                    "{holder:?} writes the status of Services; this process forwards, and keeps their addresses off its interfaces"
+                )
             }
         },
         (false, Some(refusal)) => format!(

@@ -99,13 +99,23 @@ impl Election {
 
     /// Do we lead at this moment?
     pub(super) fn leads(&self, now: Instant) -> bool {
+        self.leads_until().is_some_and(|until| now < until)
+    }
+
+    /// Until when we lead, if nothing is heard any more.
+    pub(super) fn leads_until(&self) -> Option<Instant> {
         let renewed = self.renewed.filter(|_| self.seen.holder == self.identity);
-        renewed.is_some_and(|at| now.saturating_duration_since(at) < RENEW_DEADLINE)
+        renewed.map(|at| at + RENEW_DEADLINE)
     }
 
     /// Who leads, as far as is known; "" if nobody.
     pub(super) fn holder(&self) -> &str {
         &self.seen.holder
+    }
+
+    /// Does another lead, as far as is known?
+    pub(super) fn is_anothers(&self) -> bool {
+        !self.seen.holder.is_empty() && self.seen.holder != self.identity
     }
 
     /// What was found; `None`: there is no lease yet.

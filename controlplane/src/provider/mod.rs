@@ -23,6 +23,7 @@
 pub(crate) mod api;
 mod events;
 mod health;
+mod identity;
 mod leader;
 mod lease;
 mod outbox;
@@ -31,12 +32,15 @@ mod plan;
 mod queue;
 mod release;
 mod run;
+mod standing;
 #[cfg(test)]
 mod tests;
 
 pub use self::health::Health;
+pub use self::identity::identity;
 pub use self::leader::{LeaseName, lead};
-pub use self::outbox::{Intent, Outbox};
+pub use self::outbox::{Intent, Outbox, Provided};
 pub(crate) use self::patch::ingress_of;
 pub use self::release::{ReleaseError, Released, Which, release};
 pub use self::run::{Settings, run};
+pub use self::standing::Standing;

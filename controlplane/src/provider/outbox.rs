@@ -3,10 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
-use crate::object::{Key, Service};
+use super::Standing;
+use crate::object::{Key, Service, SourceId};
 use crate::status::ServiceStatus;
+
+/// The cluster that is provided for, as the control task knows it.
+#[derive(Clone, Debug)]
+pub struct Provided {
+    /// Whose Services they are.
+    pub source: SourceId,
+    /// Where what became of them goes.
+    pub outbox: Outbox,
+    /// Whether this process may give them addresses, and put these on its interfaces.
+    pub standing: watch::Receiver<Standing>,
+}
 
 /// One Service as it is stored, and what became of it here.
 #[derive(Clone, Debug)]

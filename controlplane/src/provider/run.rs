@@ -18,6 +18,7 @@ use super::outbox::{Intent, Outbox};
 use super::patch::{Patch, STRATEGIC_MERGE, patch};
 use super::plan::{self, Step};
 use super::queue::Queue;
+use super::standing::Standing;
 use crate::measure::{self, Recorder};
 use crate::object::{Key, Object, Service};
 use crate::source::kubernetes::Connection;
@@ -40,7 +41,7 @@ pub struct Settings {
     /// Who writes, for events: the host's name.
     pub identity: Arc<str>,
     /// Is it this process that writes?
-    pub leads: watch::Receiver<bool>,
+    pub standing: watch::Receiver<Standing>,
     /// How it fares.
     pub health: Health,
     /// Where counts go: the appliance's own, for the connection's threads have none.
@@ -55,7 +56,7 @@ pub async fn run(settings: Settings) {
         connection: settings.connection,
         recorder: settings.recorder,
         health: settings.health,
-        leads: *settings.leads.borrow(),
+        leads: *settings.standing.borrow() == Standing::Holder,
         intents: BTreeMap::new(),
         queue: Queue::default(),
         story: Story::default(),
@@ -64,15 +65,15 @@ pub async fn run(settings: Settings) {
         busy: HashMap::new(),
     };
     let _writer = AbortOnDrop(writer);
-    let mut leads = settings.leads;
+    let mut standing = settings.standing;
     loop {
         let due = provider.queue.next();
         let free = provider.writes.len() < AT_ONCE;
         tokio::select! {
             news = settings.outbox.take() => provider.take(news),
-            Ok(()) = leads.changed() => {
-                let now = *leads.borrow_and_update();
-                provider.lead(now);
+            Ok(()) = standing.changed() => {
+                let now = *standing.borrow_and_update();
+                provider.lead(now == Standing::Holder);
             }
             Some(ended) = provider.writes.join_next_with_id(), if !provider.writes.is_empty() => {
                 match ended {
@@ -127,6 +128,7 @@ impl Provider {
                     self.intents.remove(&key);
                     self.queue.forget(&key);
                     self.story.forget(&key);
+                    self.health.forget(&key);
                 }
                 Some(intent) => {
                     self.intents.insert(key.clone(), intent);
@@ -139,6 +141,10 @@ impl Provider {
     /// Whoever leads sees to everything anew.
     fn lead(&mut self, leads: bool) {
         self.leads = leads;
+        if !leads {
+            // What could not be written is another's to write.
+            self.intents.keys().for_each(|key| self.health.forget(key));
+        }
         if leads {
             let keys: Vec<Key> = self.intents.keys().cloned().collect();
             keys.iter().for_each(|key| self.look(key));
@@ -216,7 +222,7 @@ impl Provider {
             Step::Publish(_) => "services/status",
             Step::Claim(_) | Step::Release(_) => "services",
         };
-        self.health.wrote(what, result.as_ref().err());
+        self.health.wrote_of(&key, what, result.as_ref().err());
         match result {
             Ok(service) => {
                 self.count("ok");

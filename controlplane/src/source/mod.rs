@@ -34,6 +34,8 @@ use crate::object::{Key, Location};
 pub enum Level {
     /// Something was left out on purpose, an object of a kind that is not read.
     Note,
+    /// What should be read cannot be: nobody's mistake in an object.
+    Outage,
     /// Something is not as its writer wants it.
     Error,
 }

@@ -42,7 +42,7 @@ impl Report {
                 "{}: note: {}",
                 problem.location, problem.message
             ),
-            Level::Error => {
+            Level::Outage | Level::Error => {
                 self.errors += 1;
                 writeln!(self.problems, "{problem}")
             }

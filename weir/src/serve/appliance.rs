@@ -10,12 +10,13 @@ use anyhow::Context;
 use controlplane::control::{self, Command, Control};
 use controlplane::measure;
 use controlplane::object::SourceId;
-use controlplane::provider::Outbox;
+use controlplane::provider::{Outbox, Provided, Standing};
 use controlplane::source::{directory, kubernetes};
 use controlplane::state;
 use controlplane::translate::Rules;
 use lb_core::plane::{Config, Engine, Limits, Plane};
 use lb_core::table::{HashKey, TableBuilder};
+use tokio::sync::watch;
 
 use super::credential;
 use super::lock::lock;
@@ -73,7 +74,12 @@ impl Appliance {
         let outbox = Outbox::default();
         let cluster = control_settings.kubernetes.as_ref();
         let connection = cluster.map(|cluster| cluster.connection.clone());
-        control_settings.provider = cluster.map(|_| (kubernetes::SOURCE, outbox.clone()));
+        let (standing, stands) = watch::channel(Standing::default());
+        control_settings.provider = cluster.map(|_| Provided {
+            source: kubernetes::SOURCE,
+            outbox: outbox.clone(),
+            standing: stands,
+        });
         let table = TableBuilder::new(HashKey(key.bytes)).freeze();
         let config = config(&settings)?;
         let workers = config.workers;
@@ -90,8 +96,10 @@ impl Appliance {
         )
         .context("cannot start the control plane")?;
         let token = connection.as_ref().and_then(credential::start);
-        let provider = connection
-            .map(|connection| Provider::start(connection, outbox, &settings.class, recorder));
+        let provider = connection.map(|connection| {
+            let class = &settings.class;
+            Provider::start(connection, outbox, standing, class, &state_dir, recorder)
+        });
         let provider = provider.transpose()?;
         let ports = Ports::new(settings.source_addresses.clone());
         let view = View::new(

@@ -2,11 +2,12 @@
 //! may.
 
 use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use controlplane::measure::Recorder;
-use controlplane::provider::{self, Health, LeaseName, Outbox};
+use controlplane::provider::{self, Health, LeaseName, Outbox, Standing};
 use controlplane::source::kubernetes::Connection;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -28,42 +29,42 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// Starts on the connection's own threads.
+    /// Starts on the connection's own threads, as the appliance of `state_dir`.
     ///
     /// # Errors
     /// The system has no randomness.
     pub fn start(
         connection: Connection,
         outbox: Outbox,
+        standing: watch::Sender<Standing>,
         class: &str,
+        state_dir: &Path,
         recorder: Recorder,
     ) -> anyhow::Result<Provider> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host: Arc<str> = host.trim().into();
-        let mut random = [0; 4];
-        getrandom::fill(&mut random)?;
-        let identity = format!("{host}_{:08x}", u32::from_ne_bytes(random));
+        let identity = provider::identity(&host, state_dir)?;
         let lease = LeaseName {
             namespace: NAMESPACE.into(),
             name: lease_of(class).into(),
         };
         let health = Health::default();
         let (stop, stopped) = watch::channel(false);
-        let (leads, led) = watch::channel(false);
+        let stands = standing.subscribe();
         let handle = connection.handle().clone();
         let election = handle.spawn(provider::lead(
             connection.clone(),
             lease,
             identity.into(),
             health.clone(),
-            leads,
+            standing,
             stopped,
         ));
         let writer = handle.spawn(provider::run(provider::Settings {
             connection: connection.clone(),
             outbox,
             identity: host,
-            leads: led,
+            standing: stands,
             health: health.clone(),
             recorder,
         }));

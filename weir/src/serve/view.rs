@@ -11,7 +11,7 @@ use admin_api::view::{Check, Endpoints, Level, Port, Reason, Service, State, Ver
 use controlplane::control::{Command, Desk};
 use controlplane::credential::Health as TokenHealth;
 use controlplane::provider::Health;
-use controlplane::reason::CONFIRM;
+use controlplane::reason::{self, CONFIRM};
 use controlplane::source;
 use controlplane::status::{self, ServiceStatus, Snapshot};
 use lb_core::plane::{Chosen, Handle, ListenerState, Report};
@@ -155,7 +155,12 @@ impl admin_api::Appliance for View {
             (key.namespace.clone(), key.name.clone(), key.clone())
         };
         statuses.sort_by_cached_key(|status| name(status));
-        statuses.into_iter().map(|status| service(status)).collect()
+        let health = self.provider.as_ref();
+        let unwritten = |status: &ServiceStatus| health.and_then(|health| health.of(&status.key));
+        let services = statuses.into_iter();
+        services
+            .map(|status| service(status, unwritten(status)))
+            .collect()
     }
 
     fn stats(&self) -> lb_core::stats::Snapshot {
@@ -233,7 +238,7 @@ fn backends(page: &mut Page, snapshot: &Snapshot) {
     }
 }
 
-fn service(status: &ServiceStatus) -> Service {
+fn service(status: &ServiceStatus, unwritten: Option<reason::Reason>) -> Service {
     let ports = status.ports.iter().map(|port| Port {
         name: port.name.to_string(),
         port: port.port.get(),
@@ -242,7 +247,8 @@ fn service(status: &ServiceStatus) -> Service {
             Protocol::Udp => "udp",
         },
     });
-    let reasons = status.reasons.iter().map(|reason| Reason {
+    let reasons = status.reasons.iter().chain(&unwritten);
+    let reasons = reasons.map(|reason| Reason {
         code: reason.code(),
         message: reason.to_string(),
     });

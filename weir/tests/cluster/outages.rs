@@ -34,6 +34,14 @@ fn s16_a_missing_verb_is_named_and_traffic_flows_all_the_same() {
     assert!(ready.contains("services/status"), "{ready}");
     let services = weir.services();
     let web = services.iter().find(|service| service["name"] == "web");
+    let reasons = &web.unwrap()["reasons"];
+    assert!(
+        reasons.as_array().unwrap().iter().any(|reason| {
+            let message = reason["message"].as_str().unwrap();
+            reason["code"] == "NotWritten" && message.contains("services/status")
+        }),
+        "the Service concerned says so: {reasons}"
+    );
     let address: IpAddr = web.unwrap()["addresses"][0]
         .as_str()
         .unwrap()

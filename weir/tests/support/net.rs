@@ -204,6 +204,29 @@ impl Lab {
         lab
     }
 
+    /// A second appliance on the clients' link, at 10.1.0.3; it reaches the servers and their pods by a link of
+    /// its own.
+    pub fn second_appliance(&self) -> Net {
+        let net = Net::new(self.lb.name.trim_end_matches("-l"), "m");
+        join(&self.client, "eth1", &net, "front");
+        join(&self.server, "eth1", &net, "back");
+        let client = "link add lan type bridge
+            addr flush dev eth0
+            link set eth0 master lan
+            link set eth1 master lan
+            link set lan up
+            addr add 10.1.0.2/24 dev lan
+            addr add fd01::2/64 dev lan nodad
+            route add 10.2.0.0/24 via 10.1.0.1\n";
+        ip_batch(&self.client, client);
+        ip_batch(&self.server, "addr add 10.3.0.2/24 dev eth1\n");
+        net.ip(&["addr", "add", "10.1.0.3/24", "dev", "front"]);
+        net.ip(&["addr", "add", "fd01::3/64", "dev", "front", "nodad"]);
+        net.ip(&["addr", "add", "10.3.0.1/24", "dev", "back"]);
+        net.ip(&["route", "add", "10.2.0.0/24", "via", "10.3.0.2"]);
+        net
+    }
+
     /// Gives the client `count` more IPv4 addresses, 10.1.1.0 upwards, and returns them.
     pub fn more_clients(&self, count: u16) -> Vec<std::net::Ipv4Addr> {
         let all: Vec<_> = (0..count)

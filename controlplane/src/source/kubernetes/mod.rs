@@ -68,8 +68,8 @@ use self::snapshot::Snapshot;
 use self::store::Store;
 use self::watcher::{Report, Watcher};
 use crate::object::{Event, Kind, Object, SourceId};
-use crate::source::Problem;
 use crate::source::parse::Reader;
+use crate::source::{Level, Problem};
 
 /// The source of an API server's objects; directories count from 0.
 pub const SOURCE: SourceId = SourceId(1_000);
@@ -443,7 +443,10 @@ impl Source {
     /// Replaces what there is to say, if it is another than before.
     fn say(&self) {
         let failures = self.failures.iter();
-        let all = failures.map(|(scope, failure)| store::at(scope.path(), failure.to_string()));
+        let all = failures.map(|(scope, failure)| Problem {
+            level: Level::Outage,
+            ..store::at(scope.path(), failure.to_string())
+        });
         let all: Vec<Problem> = all.chain(self.store.problems()).collect();
         self.problems.send_if_modified(|said| {
             let news = *said != all;
