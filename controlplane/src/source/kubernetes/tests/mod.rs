@@ -1,5 +1,6 @@
 //! The source against a scripted API server, over real sockets, and the store behind it.
 
+mod impostor;
 mod nodes;
 pub(crate) mod server;
 mod store;
@@ -1057,7 +1058,7 @@ fn k1_the_real_times_notice_a_silent_watch_within_15_s() {
 
 /// The environment cannot be changed within a process: another one runs a test of this file in it.
 #[test]
-fn proxies_of_the_environment_are_not_asked() {
+fn s11_proxies_of_the_environment_are_not_asked() {
     let nowhere = "http://127.0.0.1:1";
     let tests = std::env::current_exe().expect("a test binary");
     let module = module_path!().split_once("::").expect("in a crate").1;

@@ -43,6 +43,8 @@ impl Asked {
 pub(crate) enum Fault {
     /// This status, with a Status object.
     Status(u16),
+    /// 302, with this header.
+    Redirect(String),
     /// 200 with this body, whatever it is.
     Body(Vec<u8>),
     /// 200 with this header and body.
@@ -419,6 +421,7 @@ fn misbehave(
     let cut = || io::Error::from(io::ErrorKind::ConnectionReset);
     match fault {
         Fault::Status(code) => status(stream, code),
+        Fault::Redirect(header) => whole(stream, 302, &header, b""),
         Fault::Body(body) => whole(stream, 200, "", &body),
         Fault::Header(header, body) => whole(stream, 200, header, &body),
         Fault::Cut(body) => {
