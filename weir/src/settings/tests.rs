@@ -35,6 +35,8 @@ pin: false
 class: weir.dev/l4
 defaultProvider: false
 zone: a
+backends: auto
+nodeSelector: pool=edge
 nodePortAddresses: [192.0.2.99]
 vipInterface: eth0
 allowEndpoints: [127.0.0.0/8]
