@@ -27,9 +27,13 @@ impl Health {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This one is in use; `None`: none that we renew.
+    /// This one is in use; `None`: none that we renew. Of another one than before nothing has failed.
     pub(super) fn uses(&self, token: Option<Token>) {
-        self.lock().token = token;
+        let mut state = self.lock();
+        if state.token != token {
+            state.failure = None;
+        }
+        state.token = token;
     }
 
     pub(super) fn renewed(&self, token: Token) {
@@ -138,6 +142,13 @@ mod tests {
         assert!(
             !good && text.contains("expired at") && text.contains("weir kubeconfig --force"),
             "{text}"
+        );
+        health.uses(Some(token(1_000)));
+        assert!(!health.say(2).expect("a token").0, "the same one");
+        health.uses(Some(token(1_500)));
+        assert!(
+            health.say(2).expect("a token").0,
+            "somebody put another there"
         );
         health.renewed(token(2_000));
         assert!(health.say(1_000).expect("a token").0);
