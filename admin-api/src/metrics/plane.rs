@@ -195,131 +195,134 @@ fn refusals(page: &mut Page, rows: &[Row<'_>]) {
     );
 }
 
+/// A family that has a series for each worker.
+type WorkerColumn = (&'static str, Kind, &'static str, fn(&WorkerTotals) -> u64);
+
+const WORKER_COLUMNS: [WorkerColumn; 20] = [
+    (
+        "weir_worker_turns_total",
+        Kind::Counter,
+        "Passes of the worker's loop.",
+        |w| w.turns,
+    ),
+    (
+        "weir_worker_events_total",
+        Kind::Counter,
+        "Readiness events handled.",
+        |w| w.events,
+    ),
+    (
+        "weir_worker_timers_total",
+        Kind::Counter,
+        "Timers fired.",
+        |w| w.timers,
+    ),
+    (
+        "weir_worker_listeners",
+        Kind::Gauge,
+        "Listening sockets that are open now.",
+        |w| w.listeners,
+    ),
+    (
+        "weir_worker_listeners_waiting",
+        Kind::Gauge,
+        "Listening sockets whose callers wait for memory.",
+        |w| w.listeners_waiting,
+    ),
+    (
+        "weir_worker_accept_waits_total",
+        Kind::Counter,
+        "Times that a listener's callers had to wait for memory.",
+        |w| w.accept_waits,
+    ),
+    (
+        "weir_worker_descriptors",
+        Kind::Gauge,
+        "Descriptors that connections and flows hold now.",
+        |w| w.descriptors,
+    ),
+    (
+        "weir_worker_pipe_descriptors",
+        Kind::Gauge,
+        "Descriptors that pipes for bulk hold, two each.",
+        |w| w.pipe_descriptors,
+    ),
+    (
+        "weir_worker_bulk_copied_total",
+        Kind::Counter,
+        "Receives of bulk that were copied for want of a pipe.",
+        |w| w.bulk_copied,
+    ),
+    (
+        "weir_worker_ring_overflows_total",
+        Kind::Counter,
+        "Waits after which the completion queue was full and the kernel kept more aside.",
+        |w| w.ring_overflows,
+    ),
+    (
+        "weir_worker_ring_full_total",
+        Kind::Counter,
+        "Submissions that found their queue full and went before their time.",
+        |w| w.ring_full,
+    ),
+    (
+        "weir_worker_ring_no_buffers_total",
+        Kind::Counter,
+        "Receives that ended because no provided buffer was left; each goes on when there are some.",
+        |w| w.ring_no_buffers,
+    ),
+    (
+        "weir_worker_ring_cancels_total",
+        Kind::Counter,
+        "Operations cancelled.",
+        |w| w.ring_cancels,
+    ),
+    (
+        "weir_worker_ring_buffers",
+        Kind::Gauge,
+        "Provided buffers that hold bytes on their way now.",
+        |w| w.ring_buffers,
+    ),
+    (
+        "weir_worker_ring_in_flight",
+        Kind::Gauge,
+        "Sends and connects under way in the ring now.",
+        |w| w.ring_in_flight,
+    ),
+    (
+        "weir_worker_bind_errors_total",
+        Kind::Counter,
+        "Times that opening a listener failed.",
+        |w| w.bind_errors,
+    ),
+    (
+        "weir_worker_shed_budget_total",
+        Kind::Counter,
+        "Connections shed because the descriptor budget was spent.",
+        |w| w.shed_budget,
+    ),
+    (
+        "weir_worker_shed_exhausted_total",
+        Kind::Counter,
+        "Connections shed because accept found no descriptor.",
+        |w| w.shed_exhausted,
+    ),
+    (
+        "weir_worker_copy_bytes",
+        Kind::Gauge,
+        "Memory of copies of flows' latest datagrams, in bytes.",
+        |w| w.copy_bytes,
+    ),
+    (
+        "weir_worker_copies_refused_total",
+        Kind::Counter,
+        "Datagrams of which no copy was kept because that memory was full.",
+        |w| w.copies_refused,
+    ),
+];
+
 fn workers(page: &mut Page, workers: &[WorkerTotals]) {
-    type Column = (&'static str, Kind, &'static str, fn(&WorkerTotals) -> u64);
-    const COLUMNS: [Column; 20] = [
-        (
-            "weir_worker_turns_total",
-            Kind::Counter,
-            "Passes of the worker's loop.",
-            |w| w.turns,
-        ),
-        (
-            "weir_worker_events_total",
-            Kind::Counter,
-            "Readiness events handled.",
-            |w| w.events,
-        ),
-        (
-            "weir_worker_timers_total",
-            Kind::Counter,
-            "Timers fired.",
-            |w| w.timers,
-        ),
-        (
-            "weir_worker_listeners",
-            Kind::Gauge,
-            "Listening sockets that are open now.",
-            |w| w.listeners,
-        ),
-        (
-            "weir_worker_listeners_waiting",
-            Kind::Gauge,
-            "Listening sockets whose callers wait for memory.",
-            |w| w.listeners_waiting,
-        ),
-        (
-            "weir_worker_accept_waits_total",
-            Kind::Counter,
-            "Times that a listener's callers had to wait for memory.",
-            |w| w.accept_waits,
-        ),
-        (
-            "weir_worker_descriptors",
-            Kind::Gauge,
-            "Descriptors that connections and flows hold now.",
-            |w| w.descriptors,
-        ),
-        (
-            "weir_worker_pipe_descriptors",
-            Kind::Gauge,
-            "Descriptors that pipes for bulk hold, two each.",
-            |w| w.pipe_descriptors,
-        ),
-        (
-            "weir_worker_bulk_copied_total",
-            Kind::Counter,
-            "Receives of bulk that were copied for want of a pipe.",
-            |w| w.bulk_copied,
-        ),
-        (
-            "weir_worker_ring_overflows_total",
-            Kind::Counter,
-            "Waits after which the completion queue was full and the kernel kept more aside.",
-            |w| w.ring_overflows,
-        ),
-        (
-            "weir_worker_ring_full_total",
-            Kind::Counter,
-            "Submissions that found their queue full and went before their time.",
-            |w| w.ring_full,
-        ),
-        (
-            "weir_worker_ring_no_buffers_total",
-            Kind::Counter,
-            "Receives that ended because no provided buffer was left; each goes on when there are some.",
-            |w| w.ring_no_buffers,
-        ),
-        (
-            "weir_worker_ring_cancels_total",
-            Kind::Counter,
-            "Operations cancelled.",
-            |w| w.ring_cancels,
-        ),
-        (
-            "weir_worker_ring_buffers",
-            Kind::Gauge,
-            "Provided buffers that hold bytes on their way now.",
-            |w| w.ring_buffers,
-        ),
-        (
-            "weir_worker_ring_in_flight",
-            Kind::Gauge,
-            "Sends and connects under way in the ring now.",
-            |w| w.ring_in_flight,
-        ),
-        (
-            "weir_worker_bind_errors_total",
-            Kind::Counter,
-            "Times that opening a listener failed.",
-            |w| w.bind_errors,
-        ),
-        (
-            "weir_worker_shed_budget_total",
-            Kind::Counter,
-            "Connections shed because the descriptor budget was spent.",
-            |w| w.shed_budget,
-        ),
-        (
-            "weir_worker_shed_exhausted_total",
-            Kind::Counter,
-            "Connections shed because accept found no descriptor.",
-            |w| w.shed_exhausted,
-        ),
-        (
-            "weir_worker_copy_bytes",
-            Kind::Gauge,
-            "Memory of copies of flows' latest datagrams, in bytes.",
-            |w| w.copy_bytes,
-        ),
-        (
-            "weir_worker_copies_refused_total",
-            Kind::Counter,
-            "Datagrams of which no copy was kept because that memory was full.",
-            |w| w.copies_refused,
-        ),
-    ];
-    for (name, kind, help, value) in COLUMNS {
+    for (name, kind, help, value) in WORKER_COLUMNS {
         let mut family = page.family(name, kind, help);
         for (number, worker) in workers.iter().enumerate() {
             family.sample(&[("worker", &number.to_string())], value(worker));
