@@ -195,13 +195,7 @@ impl Stage {
 
     /// The reasons of a Service's events.
     fn events(&self, name: &str) -> BTreeSet<String> {
-        let field = format!("involvedObject.kind=Service,involvedObject.name={name}");
-        let all = self.cluster.get(&["events", "--field-selector", &field]);
-        let items = all["items"].as_array().unwrap().iter();
-        items
-            .filter(|event| event["source"]["component"] == "weir")
-            .map(|event| event["reason"].as_str().unwrap().to_owned())
-            .collect()
+        self.cluster.told(name).into_iter().collect()
     }
 
     #[track_caller]

@@ -56,6 +56,17 @@ impl Cluster {
         self.patch_status(&format!("/api/v1/nodes/{name}"), &status);
     }
 
+    /// The reasons of Weir's events about a Service, oldest first.
+    pub fn told(&self, service: &str) -> Vec<String> {
+        let field = format!("involvedObject.kind=Service,involvedObject.name={service}");
+        let all = self.get(&["events", "--field-selector", &field]);
+        let items = all["items"].as_array().unwrap().iter();
+        items
+            .filter(|event| event["source"]["component"] == "weir")
+            .map(|event| event["reason"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
     /// Makes a Pod on a Node that runs and is ready, with these addresses (one of each family at
     /// most).
     #[track_caller]
