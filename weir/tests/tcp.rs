@@ -548,6 +548,48 @@ fn t6_single_bytes_pass_without_delay() {
     );
 }
 
+/// Who writes a message in two pieces with Nagle's algorithm on sends the second when the first is
+/// acknowledged, and who waits to be greeted, when the handshake is: late is 40 to 200 ms, each
+/// time. Of several the quickest counts: a busy machine delays some, a kernel's timer all.
+#[test]
+fn t6_first_messages_wait_for_no_acknowledgement() {
+    if skip("t6") {
+        return;
+    }
+    let lab = Lab::new();
+    let weir = Weir::start(&lab);
+    let greets = |mut stream: TcpStream| {
+        stream.write_all(b"220 ").unwrap();
+        stream.write_all(b"ready").unwrap();
+        receive_all(&mut stream);
+    };
+    let answers = |mut stream: TcpStream| {
+        let mut request = [0; 9];
+        stream.read_exact(&mut request).unwrap();
+        stream.write_all(b"200 ").unwrap();
+        stream.write_all(b"found").unwrap();
+        receive_all(&mut stream);
+    };
+    let _greeter = TcpPod::serve(&lab.server, pod_v4(0), 25, greets);
+    let _answerer = TcpPod::serve(&lab.server, pod_v4(0), 80, answers);
+    let greeted = one_pod(&weir, "greeted", false, false, 25);
+    let answered = one_pod(&weir, "answered", false, false, 80);
+    for (vip, request) in [(greeted, &[][..]), (answered, &[&b"GET "[..], b"/page"])] {
+        let quickest = (0..15)
+            .map(|_| {
+                let begun = Instant::now();
+                let mut client = connect(&lab.client, vip).unwrap();
+                for piece in request {
+                    client.write_all(piece).unwrap();
+                }
+                client.read_exact(&mut [0; 9]).unwrap();
+                begun.elapsed()
+            })
+            .min();
+        assert!(quickest < Some(Duration::from_millis(35)), "{quickest:?}");
+    }
+}
+
 #[test]
 fn t7_the_urgent_byte_stays_in_its_place() {
     if skip("t7") {
