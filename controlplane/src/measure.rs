@@ -27,6 +27,9 @@ const EVENTS: &str = "weir_kubernetes_events_total";
 /// What may become of an event.
 const EVENT_RESULTS: [&str; 3] = ["ok", "failed", "dropped"];
 
+const OVERWRITTEN: &str = "weir_kubernetes_overwritten_total";
+const RIVALS: &str = "weir_kubernetes_rivals";
+
 const PROBES: &str = "weir_probes_total";
 /// What is asked: see [`crate::probe::Target`].
 const PROBE_KINDS: [&str; 3] = ["proxy", "port", "pods"];
@@ -57,6 +60,18 @@ pub(crate) fn begin() {
         Unit::Count,
         "Events about Services, by what became of them."
     );
+    describe_counter!(
+        OVERWRITTEN,
+        Unit::Count,
+        "Writes of ours to a Service that somebody else undid."
+    );
+    describe_gauge!(
+        RIVALS,
+        Unit::Count,
+        "Services that another provider is at work in, by what is done about it."
+    );
+    counter!(OVERWRITTEN).absolute(0);
+    rivals(0, 0);
     describe_counter!(
         PROBES,
         Unit::Count,
@@ -108,6 +123,18 @@ pub(crate) fn wrote(result: &'static str) {
 /// An event has ended so; one of [`EVENT_RESULTS`].
 pub(crate) fn event(result: &'static str) {
     counter!(EVENTS, "result" => result).increment(1);
+}
+
+/// A write of ours was undone.
+pub(crate) fn overwritten() {
+    counter!(OVERWRITTEN).increment(1);
+}
+
+/// So many Services are left to another provider, and so many are written by another too.
+pub(crate) fn rivals(left: usize, contested: usize) {
+    for (state, count) in [("left", left), ("contested", contested)] {
+        gauge!(RIVALS, "state" => state).set(count as f64);
+    }
 }
 
 /// A node or pod was asked, and answered so.

@@ -258,6 +258,8 @@ pub struct Service {
 pub const FINALIZER: &str = "weir.dev/load-balancer";
 /// The standard one (KEP-980): on Services without a class beside it.
 pub const CLEANUP_FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
+/// What we are called in metadata.managedFields.
+pub const FIELD_MANAGER: &str = "weir";
 
 /// What an API server keeps in a Service for the provider of its load balancer; empty where files
 /// are read. Anybody may have written it: it decides what is written next, and who gets back an
@@ -274,10 +276,47 @@ pub struct Stored {
     pub conditions: Vec<Condition>,
     /// metadata.generation; 0 where there is none, as on API servers that do not count Services'.
     pub generation: i64,
+    /// Another provider, by what it left in the Service.
+    pub rival: Option<Rival>,
+    /// metadata.resourceVersion.
+    pub version: Version,
 }
 
-/// One entry of status.loadBalancer.ingress.
+/// A provider of load balancers that is not us.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rival {
+    /// What it is called: a field manager, or its finalizer. As written.
+    pub name: Arc<str>,
+    /// What it left.
+    pub mark: Mark,
+}
+
+/// By what another provider is known; the surest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mark {
+    /// A finalizer that is a provider's own.
+    Finalizer,
+    /// It wrote status.loadBalancer.ingress last.
+    Status,
+    /// It added [`CLEANUP_FINALIZER`].
+    Cleanup,
+}
+
+/// A resourceVersion, which grows with every change; 0 if it is not known. Any two are equal: an object of which
+/// nothing else changed did not change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Version(pub u64);
+
+impl PartialEq for Version {
+    fn eq(&self, _: &Version) -> bool {
+        true
+    }
+}
+
+impl Eq for Version {}
+
+/// One entry of status.loadBalancer.ingress.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Ingress {
     /// ip; `None` if it is none, or not an address.
     pub ip: Option<IpAddr>,
@@ -290,7 +329,7 @@ pub struct Ingress {
 }
 
 /// One entry of an ingress's ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IngressPort {
     /// Its number.
     pub port: u16,
@@ -301,7 +340,7 @@ pub struct IngressPort {
 }
 
 /// One of status.conditions (metav1.Condition).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Condition {
     /// type.
     pub kind: Arc<str>,

@@ -42,6 +42,16 @@ pub enum Reason {
         /// The class served here.
         ours: Arc<str>,
     },
+    /// Without a class, and another provider is at work in it.
+    #[error(
+        "another provider of load balancers serves it: {evidence}; this appliance leaves it alone. Let one of the two be the default provider, or make the Service anew with loadBalancerClass {ours}; if the other is gone, take away what it left"
+    )]
+    RivalProvider {
+        /// Who, and what shows it.
+        evidence: Arc<str>,
+        /// The class served here.
+        ours: Arc<str>,
+    },
     /// `weir.dev/ignore` or an alias is set.
     #[error(
         "annotation {annotation} tells every provider to leave this Service alone; remove it to serve it"
@@ -386,6 +396,16 @@ pub enum Reason {
         "another appliance holds the lease and gives the addresses: it has published none that is in a pool here and free"
     )]
     AddressGivenElsewhere,
+    /// Another writes over what we write to the API server.
+    #[error(
+        "\"{rival}\" undoes what this appliance writes to the Service: the next try is after {pause}s, and ever later. Find out who it is (kubectl get service NAME -o yaml --show-managed-fields) and let one of the two serve this class"
+    )]
+    Contested {
+        /// Who.
+        rival: Arc<str>,
+        /// Seconds.
+        pause: u64,
+    },
     /// What became of it cannot be written to the API server.
     #[error("cannot write to the API server: {problem}")]
     NotWritten {
@@ -440,6 +460,7 @@ macro_rules! codes {
 codes!(
     NotALoadBalancer,
     ForeignClass,
+    RivalProvider,
     Ignored,
     Deleting,
     ForeignServiceProxy,
@@ -487,6 +508,7 @@ codes!(
     Malformed,
     DuplicateObject,
     AddressGivenElsewhere,
+    Contested,
     NotWritten,
     HeldByDeletionGuard,
 );
@@ -498,6 +520,7 @@ impl Reason {
         match self {
             NotALoadBalancer { .. }
             | ForeignClass { .. }
+            | RivalProvider { .. }
             | Ignored { .. }
             | Deleting
             | Malformed { .. }
@@ -545,6 +568,7 @@ impl Reason {
             | AddressOutsidePools { .. }
             | StaleObject { .. }
             | DuplicateObject { .. }
+            | Contested { .. }
             | NotWritten { .. }
             | HeldByDeletionGuard => Severity::Note,
         }

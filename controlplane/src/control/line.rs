@@ -17,7 +17,7 @@ use crate::object::{Event, Key, Kind, Service, SourceId};
 use crate::probe::{Verdicts, Wanted};
 use crate::reason::Reason;
 use crate::status::{Front, Port, ServiceStatus, State, judge};
-use crate::translate::{Rules, looks_at_nodes, translate};
+use crate::translate::{Rules, is_ours, left_to, looks_at_nodes, shown, translate};
 
 /// Every stage between source and publish, and what each decided.
 pub(super) struct Line {
@@ -37,6 +37,8 @@ pub(super) struct Line {
     vips: BTreeMap<IpAddr, BTreeSet<Key>>,
     /// Whose addresses another process gives.
     followed: Option<SourceId>,
+    /// Given up to others, with their names, until our finalizer is off: after that the Service itself shows it.
+    yielded: BTreeMap<Key, Arc<str>>,
     /// Whose assignment changed when that changed.
     moved: BTreeSet<Key>,
     /// What is recorded is written in this revision.
@@ -82,6 +84,7 @@ impl Line {
             holdings: BTreeMap::new(),
             vips: BTreeMap::new(),
             followed: None,
+            yielded: BTreeMap::new(),
             moved: BTreeSet::new(),
             complete: false,
         }
@@ -120,6 +123,17 @@ impl Line {
         let moved = self.allocator.follow(source);
         self.moved.extend(moved);
         std::mem::replace(&mut self.followed, source) != source
+    }
+
+    /// These are another provider's from now on. [`Line::decide`] decides on it.
+    pub(super) fn give_up(&mut self, keys: BTreeMap<Key, Arc<str>>) {
+        self.probed.extend(keys.keys().cloned());
+        self.yielded.extend(keys);
+    }
+
+    /// Is the Service of this key ours to serve with addresses from the pools?
+    pub(super) fn is_ours(&self, service: &Service) -> bool {
+        !self.yielded.contains_key(&service.meta.key) && is_ours(service, &self.rules)
     }
 
     /// Every source gave its first list, and it was decided on.
@@ -232,7 +246,9 @@ impl Line {
 
     /// What the key means now; whether that is news.
     fn translate(&mut self, key: &Key) -> bool {
+        let left = self.left(key);
         let now = match key.kind {
+            Kind::Service if left.is_some() => left,
             Kind::LoadBalancer => self.cluster.load_balancer(key).map(|balancer| Translation {
                 load_balancer: Some(Arc::clone(balancer)),
                 reasons: Vec::new(),
@@ -256,6 +272,22 @@ impl Line {
             }
             None => self.translations.remove(key).is_some(),
         }
+    }
+
+    /// What a Service means that was given up.
+    fn left(&mut self, key: &Key) -> Option<Translation> {
+        let service = self.cluster.service(key);
+        if !service.is_some_and(|service| service.stored.finalizer) {
+            self.yielded.remove(key);
+        }
+        let rival = shown(self.yielded.get(key)?);
+        let evidence = format!("\"{rival}\" undoes what this appliance writes");
+        Some(Translation {
+            load_balancer: None,
+            reasons: vec![left_to(evidence, &self.rules)],
+            endpoints: EndpointCounts::default(),
+            probes: Vec::new(),
+        })
     }
 
     fn balancer(&self, key: &Key) -> Option<Arc<LoadBalancer>> {

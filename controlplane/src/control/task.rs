@@ -28,7 +28,6 @@ use crate::reason::CONFIRM;
 use crate::source::scan::KINDS;
 use crate::source::{Level, Problem, kubernetes};
 use crate::status::{Front, ServiceStatus, Snapshot, Statuses};
-use crate::translate::is_ours;
 
 /// A burst is over when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(3);
@@ -86,6 +85,10 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
                 task.take(&mut batch);
             }
             () = moved(&mut task.standing) => Burst::note(&mut burst),
+            given_up = given_up(settings) => {
+                task.line.give_up(given_up);
+                Burst::note(&mut burst);
+            }
             () = changed(&mut said) => task.problems(problems(&mut said)),
             Some(ended) = tasks.join_next(), if !tasks.is_empty() => source_ended(ended),
         }
@@ -101,6 +104,14 @@ async fn moved(standing: &mut Option<watch::Receiver<Standing>>) {
     }
     // Nobody decides, or nobody any more: it goes on as it is.
     std::future::pending().await
+}
+
+/// Services that another provider has now.
+async fn given_up(settings: &Settings) -> BTreeMap<Key, Arc<str>> {
+    match &settings.provider {
+        Some(provided) => provided.yielded.take().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Events that came close together.
@@ -378,7 +389,7 @@ impl Task<'_> {
             return;
         }
         let intent = self.line.service(key).map(|service| Intent {
-            ours: is_ours(service, &self.settings.rules),
+            ours: self.line.is_ours(service),
             service: Arc::clone(service),
             status: self.statuses.of(key).cloned(),
         });

@@ -209,6 +209,7 @@ fn is_foreign(status: &ServiceStatus) -> bool {
                 reason,
                 Reason::NotALoadBalancer { .. }
                     | Reason::ForeignClass { .. }
+                    | Reason::RivalProvider { .. }
                     | Reason::Ignored { .. }
             )
         })

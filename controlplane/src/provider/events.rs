@@ -129,8 +129,7 @@ impl Story {
 
     fn of_leaving(&mut self, key: &Key, intent: &Intent) -> Vec<Event> {
         if !intent.service.stored.finalizer {
-            self.0.remove(key);
-            return Vec::new();
+            return self.of_others(key, intent);
         }
         let told = self.0.entry(key.clone()).or_default();
         if std::mem::replace(&mut told.leaving, true) {
@@ -140,11 +139,29 @@ impl Story {
         vec![normal("DeletingLoadBalancer", text)]
     }
 
+    /// Not ours: said if another provider is why.
+    fn of_others(&mut self, key: &Key, intent: &Intent) -> Vec<Event> {
+        let Some(reason) = rival(intent) else {
+            self.0.remove(key);
+            return Vec::new();
+        };
+        let told = self.0.entry(key.clone()).or_default();
+        let is_news = told.reasons.insert(about(reason));
+        is_news.then(|| of_reason(reason)).into_iter().collect()
+    }
+
     /// The finalizers are gone.
     pub(super) fn released(&mut self, key: &Key) -> Event {
         self.0.remove(key);
         normal("DeletedLoadBalancer", "Deleted load balancer".to_owned())
     }
+}
+
+/// The other provider that a Service is left to.
+pub(super) fn rival(intent: &Intent) -> Option<&Reason> {
+    let status = intent.status.as_deref()?;
+    let mut reasons = status.reasons.iter();
+    reasons.find(|reason| matches!(reason, Reason::RivalProvider { .. }))
 }
 
 /// A write failed.
@@ -167,7 +184,7 @@ fn about(reason: &Reason) -> (&'static str, String) {
     (reason.code(), of)
 }
 
-fn of_reason(reason: &Reason) -> Event {
+pub(super) fn of_reason(reason: &Reason) -> Event {
     let text = format!("{}: {reason}", reason.code());
     let word = match reason {
         Reason::NoPool { .. }
@@ -180,6 +197,7 @@ fn of_reason(reason: &Reason) -> Event {
         | Reason::RequestedFamily { .. }
         | Reason::SharingRefused { .. } => "AllocationFailed",
         Reason::NoUsableEndpoint { .. } => "UnAvailableLoadBalancer",
+        Reason::RivalProvider { .. } => reason.code(),
         other if other.severity() == Severity::Note => other.code(),
         _ => "SyncLoadBalancerFailed",
     };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::api::Refusal;
+use crate::measure;
 use crate::object::Key;
 use crate::reason::Reason;
 
@@ -21,6 +22,10 @@ struct State {
     refused: BTreeMap<&'static str, String>,
     /// And of single Services, one a Service at most.
     services: BTreeMap<Key, Arc<str>>,
+    /// Services that another writes too.
+    contested: BTreeMap<Key, Reason>,
+    /// Services that are left to another provider.
+    left: BTreeMap<Key, Reason>,
 }
 
 impl Health {
@@ -34,11 +39,23 @@ impl Health {
                 "{holder:?} writes the status of Services; this process forwards, and keeps their addresses off its interfaces"
             ),
         };
-        if state.refused.is_empty() {
-            return (state.leads || !state.holder.is_empty(), who);
+        let is_known = state.leads || !state.holder.is_empty();
+        let rivals = [
+            some_of(&state.left, "left to another provider"),
+            some_of(&state.contested, "written by another too"),
+        ];
+        let wrong = state.refused.into_values();
+        let wrong: Vec<String> = wrong.chain(rivals.into_iter().flatten()).collect();
+        match wrong.is_empty() {
+            true => (is_known, who),
+            false => (false, format!("{who}; {}", wrong.join("; "))),
         }
-        let refused: Vec<String> = state.refused.into_values().collect();
-        (false, format!("{who}; {}", refused.join("; ")))
+    }
+
+    /// Sets the numbers, at the moment of a scrape.
+    pub fn measure(&self) {
+        let state = self.lock();
+        measure::rivals(state.left.len(), state.contested.len());
     }
 
     /// Who writes, as the Lease says.
@@ -63,10 +80,37 @@ impl Health {
         }
     }
 
-    /// What of this Service cannot be written, if anything.
-    pub fn of(&self, key: &Key) -> Option<Reason> {
-        let problem = self.lock().services.get(key).cloned()?;
-        Some(Reason::NotWritten { problem })
+    /// What of this Service cannot be written, and what is undone, if anything.
+    pub fn of(&self, key: &Key) -> Vec<Reason> {
+        let state = self.lock();
+        let problem = state.services.get(key).cloned();
+        let unwritten = problem.map(|problem| Reason::NotWritten { problem });
+        let contested = state.contested.get(key).cloned();
+        unwritten.into_iter().chain(contested).collect()
+    }
+
+    /// `key` is left to another provider, or is not any more. Returns whether it is the first.
+    pub(super) fn left(&self, key: &Key, to: Option<&Reason>) -> bool {
+        let left = &mut self.lock().left;
+        match to {
+            Some(reason) => {
+                left.insert(key.clone(), reason.clone());
+                left.len() == 1
+            }
+            None => {
+                left.remove(key);
+                false
+            }
+        }
+    }
+
+    /// Another writes `key` too, or does not any more.
+    pub(super) fn contest(&self, key: &Key, reason: Option<Reason>) {
+        let contested = &mut self.lock().contested;
+        match reason {
+            Some(reason) => drop(contested.insert(key.clone(), reason)),
+            None => drop(contested.remove(key)),
+        }
     }
 
     /// How the last write of `key` to `what` went.
@@ -86,13 +130,25 @@ impl Health {
 
     /// `key` is gone.
     pub(super) fn forget(&self, key: &Key) {
-        self.lock().services.remove(key);
+        let mut state = self.lock();
+        state.services.remove(key);
+        state.contested.remove(key);
+        state.left.remove(key);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         // Each of its fields is whole between any two statements.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many there are, and the first of them with why.
+fn some_of(services: &BTreeMap<Key, Reason>, what: &str) -> Option<String> {
+    let (key, reason) = services.first_key_value()?;
+    let count = services.len();
+    Some(format!(
+        "{count} Services are {what}, {key} first: {reason}"
+    ))
 }
 
 #[cfg(test)]
@@ -129,16 +185,16 @@ mod tests {
             uid: "1".into(),
         };
         health.wrote_of(&key, "services/status", Some(&forbidden));
-        let said = health.of(&key).map(|reason| reason.to_string());
+        let said = format!("{:?}", health.of(&key));
         assert!(
-            said.is_some_and(|said| said.contains("services/status: cannot patch")),
+            said.contains("services/status: cannot patch"),
             "the Service says so too"
         );
         health.wrote_of(&key, "services", None);
-        assert_eq!(health.of(&key), None);
+        assert_eq!(health.of(&key), []);
         health.wrote_of(&key, "services/status", Some(&forbidden));
         health.forget(&key);
-        assert_eq!(health.of(&key), None);
+        assert_eq!(health.of(&key), []);
         health.wrote("services", None);
         assert!(!health.say().0);
         health.wrote("services/status", Some(&Refusal::NotFound));

@@ -14,6 +14,12 @@
 //! standard finalizer is added only to Services without a class: another controller that finds
 //! it looks at no class, finds no load balancer of its own, and would take it away.
 //!
+//! # Others
+//!
+//! A Service without a class that shows another provider (`source::parse::rival`) and not our finalizer is not ours:
+//! `translate` refuses it. Who undoes what we write is known by `held`, which compares the next step with the last;
+//! `contest` then makes us write ever less often, and a Service without a class is given up (`yielded`).
+//!
 //! # How it is written
 //!
 //! Strategic merge patches, which name our entries of a list and leave everybody else's alone:
@@ -21,8 +27,10 @@
 //! one writer's. Each patch carries the uid: a Service made anew under the same name refuses it.
 
 pub(crate) mod api;
+mod contest;
 mod events;
 mod health;
+mod held;
 mod identity;
 mod leader;
 mod lease;
@@ -35,6 +43,7 @@ mod run;
 mod standing;
 #[cfg(test)]
 mod tests;
+mod yielded;
 
 pub use self::health::Health;
 pub use self::identity::identity;
@@ -44,3 +53,4 @@ pub(crate) use self::patch::ingress_of;
 pub use self::release::{ReleaseError, Released, Which, release};
 pub use self::run::{Settings, run};
 pub use self::standing::Standing;
+pub use self::yielded::Yielded;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{Notify, watch};
 
-use super::Standing;
+use super::{Standing, Yielded};
 use crate::object::{Key, Service, SourceId};
 use crate::status::ServiceStatus;
 
@@ -18,6 +18,8 @@ pub struct Provided {
     pub outbox: Outbox,
     /// Whether this process may give them addresses, and put these on its interfaces.
     pub standing: watch::Receiver<Standing>,
+    /// What is given up to others.
+    pub yielded: Yielded,
 }
 
 /// One Service as it is stored, and what became of it here.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::plan::{Status, Step};
-use crate::object::{Condition, Ingress, Key, PortProtocol, Service};
+use crate::object::{Condition, FIELD_MANAGER, Ingress, Key, PortProtocol, Service};
 
 /// The content type of all of them.
 pub(super) const STRATEGIC_MERGE: &str = "application/strategic-merge-patch+json";
@@ -33,7 +33,7 @@ pub(super) fn patch(service: &Service, step: &Step, now: &str) -> Patch {
     }
     body.insert("metadata".to_owned(), metadata);
     Patch {
-        path,
+        path: format!("{path}?fieldManager={FIELD_MANAGER}"),
         body: Value::Object(body),
     }
 }

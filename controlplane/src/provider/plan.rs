@@ -24,7 +24,7 @@ const MIXED_PROTOCOL: &str = "LoadBalancerMixedProtocolNotSupported";
 const MESSAGE: usize = 1_024;
 
 /// The next thing to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Step {
     /// Add these finalizers.
     Claim(Vec<&'static str>),
@@ -35,7 +35,7 @@ pub(super) enum Step {
 }
 
 /// A status to be written.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Status {
     /// All of ingress, if it changes.
     pub(super) ingress: Option<Vec<Ingress>>,
@@ -45,15 +45,16 @@ pub(super) struct Status {
     pub(super) gone: Vec<&'static str>,
 }
 
-/// The next step, if one is due.
-pub(super) fn next(intent: &Intent) -> Option<Step> {
+/// The next step, if one is due. `contested`: another undoes what we write.
+pub(super) fn next(intent: &Intent, contested: bool) -> Option<Step> {
     let service = &intent.service;
+    let status = intent.status.as_deref();
     match (intent.ours, service.kind == ServiceType::LoadBalancer) {
-        (true, true) => keep(service, intent.status.as_deref()),
+        (true, true) => keep(service, status),
         // The API server takes a status for no other type (kubernetes#119789): what is fronted all
         // the same is told in events, and what was written when it was a load balancer goes.
-        (true, false) => leave(service, None),
-        (false, _) => leave(service, intent.status.as_deref()),
+        (true, false) => leave(service, None, contested),
+        (false, _) => leave(service, status, contested),
     }
 }
 
@@ -111,7 +112,7 @@ fn withdrawn(service: &Service, status: &ServiceStatus) -> Option<Step> {
     })
 }
 
-fn leave(service: &Service, status: Option<&ServiceStatus>) -> Option<Step> {
+fn leave(service: &Service, status: Option<&ServiceStatus>, contested: bool) -> Option<Step> {
     let stored = &service.stored;
     if !stored.finalizer {
         return None;
@@ -126,9 +127,11 @@ fn leave(service: &Service, status: Option<&ServiceStatus>) -> Option<Step> {
             .find(|kind| *kind == &*condition.kind)
     });
     let gone: Vec<_> = ours.collect();
-    if !stored.ingress.is_empty() || !gone.is_empty() {
+    // Another's addresses are not ours to take away, and we would not get the better of it.
+    let clears = !contested && !stored.ingress.is_empty();
+    if clears || !gone.is_empty() {
         return Some(Step::Publish(Status {
-            ingress: (!stored.ingress.is_empty()).then(Vec::new),
+            ingress: clears.then(Vec::new),
             conditions: Vec::new(),
             gone,
         }));

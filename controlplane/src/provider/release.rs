@@ -165,7 +165,7 @@ async fn leave(connection: &Connection, service: &Arc<Service>) -> Result<(), Re
             status: None,
             ours: false,
         };
-        let Some(step) = next(&intent) else {
+        let Some(step) = next(&intent, false) else {
             return Ok(());
         };
         let patch = patch(&service, &step, "");

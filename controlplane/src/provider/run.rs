@@ -12,17 +12,22 @@ use tokio::task::{Id, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::api::{Refusal, Write, send};
+use super::contest::News;
 use super::events::{self, Event, Story};
 use super::health::Health;
+use super::held::Held;
 use super::outbox::{Intent, Outbox};
 use super::patch::{Patch, STRATEGIC_MERGE, patch};
-use super::plan::{self, Step};
+use super::plan::Step;
 use super::queue::Queue;
 use super::standing::Standing;
+use super::yielded::Yielded;
 use crate::measure::{self, Recorder};
 use crate::object::{Key, Object, Service};
+use crate::reason::Reason;
 use crate::source::kubernetes::Connection;
 use crate::source::parse::Reader;
+use crate::translate::shown;
 
 /// Writes under way at once.
 const AT_ONCE: usize = 8;
@@ -38,6 +43,8 @@ pub struct Settings {
     pub connection: Connection,
     /// What the control task hands over.
     pub outbox: Outbox,
+    /// What is given up to others.
+    pub yielded: Yielded,
     /// Who writes, for events: the host's name.
     pub identity: Arc<str>,
     /// Is it this process that writes?
@@ -57,7 +64,8 @@ pub async fn run(settings: Settings) {
         recorder: settings.recorder,
         health: settings.health,
         leads: *settings.standing.borrow() == Standing::Holder,
-        intents: BTreeMap::new(),
+        yielded: settings.yielded.clone(),
+        all: BTreeMap::new(),
         queue: Queue::default(),
         story: Story::default(),
         record,
@@ -111,7 +119,8 @@ struct Provider {
     recorder: Recorder,
     health: Health,
     leads: bool,
-    intents: BTreeMap<Key, Intent>,
+    yielded: Yielded,
+    all: BTreeMap<Key, Held>,
     queue: Queue,
     story: Story,
     record: mpsc::Sender<Told>,
@@ -123,18 +132,73 @@ struct Provider {
 impl Provider {
     fn take(&mut self, news: BTreeMap<Key, Option<Intent>>) {
         for (key, intent) in news {
-            match intent {
-                None => {
-                    self.intents.remove(&key);
-                    self.queue.forget(&key);
-                    self.story.forget(&key);
-                    self.health.forget(&key);
-                }
-                Some(intent) => {
-                    self.intents.insert(key.clone(), intent);
-                    self.look(&key);
-                }
+            let Some(intent) = intent else {
+                self.all.remove(&key);
+                self.queue.forget(&key);
+                self.story.forget(&key);
+                self.health.forget(&key);
+                continue;
+            };
+            if self.health.left(&key, events::rival(&intent)) {
+                tracing::warn!(
+                    "another provider of load balancers is at work: Services of its are left alone; /readyz?verbose and their reasons say who and what to do"
+                );
             }
+            match self.all.get_mut(&key) {
+                Some(held) => held.hear(intent, Instant::now()),
+                None => drop(self.all.insert(key.clone(), Held::new(intent))),
+            }
+            self.judge(&key);
+            self.look(&key);
+        }
+    }
+
+    /// Was what we wrote of `key` undone?
+    fn judge(&mut self, key: &Key) {
+        let undone = self
+            .all
+            .get_mut(key)
+            .and_then(|held| held.judge(Instant::now()));
+        if let Some(undone) = undone {
+            metrics::with_local_recorder(&*self.recorder, measure::overwritten);
+            undone
+                .news
+                .iter()
+                .for_each(|news| self.contested(key, *news));
+        }
+    }
+
+    /// Somebody undoes what we write of `key`, again and again, or does so no more.
+    fn contested(&mut self, key: &Key, news: News) {
+        let Some(held) = self.all.get(key) else {
+            return;
+        };
+        let service = Arc::clone(&held.intent.service);
+        let (namespace, name) = (&*key.namespace, &*key.name);
+        let pause = match news {
+            News::Begins(pause) | News::GoesOn(pause) => pause.as_secs(),
+            News::Ends => {
+                self.health.contest(key, None);
+                tracing::info!(
+                    namespace,
+                    service = name,
+                    "nobody undoes any more what is written"
+                );
+                return;
+            }
+        };
+        let rival = service.stored.rival.as_ref();
+        let rival = rival.map_or("somebody".into(), |rival| shown(&rival.name));
+        let reason = Reason::Contested {
+            rival: Arc::clone(&rival),
+            pause,
+        };
+        tracing::warn!(namespace, service = name, "{reason}");
+        self.tell(&service, events::of_reason(&reason));
+        self.health.contest(key, Some(reason));
+        if held.intent.ours && service.class.is_none() {
+            // Whoever else takes Services without a class may have it.
+            self.yielded.put(key.clone(), rival);
         }
     }
 
@@ -143,50 +207,63 @@ impl Provider {
         self.leads = leads;
         if !leads {
             // What could not be written is another's to write.
-            self.intents.keys().for_each(|key| self.health.forget(key));
+            self.all.keys().for_each(|key| self.health.forget(key));
         }
         if leads {
-            let keys: Vec<Key> = self.intents.keys().cloned().collect();
+            let keys: Vec<Key> = self.all.keys().cloned().collect();
             keys.iter().for_each(|key| self.look(key));
         }
     }
 
     /// Something about `key` may have to be written.
     fn look(&mut self, key: &Key) {
-        let Some(intent) = self.intents.get(key).filter(|_| self.leads) else {
+        let Some(held) = self.all.get(key).filter(|_| self.leads) else {
             return;
         };
-        for event in self.story.next(intent) {
-            self.tell(&intent.service, event);
+        for event in self.story.next(&held.intent) {
+            self.tell(&held.intent.service, event);
         }
-        let urgent = match plan::next(intent) {
-            None => return,
-            Some(Step::Publish(status)) => status.ingress.is_some(),
-            Some(Step::Claim(_) | Step::Release(_)) => true,
+        if let Some((at, urgent)) = held.due(Instant::now()) {
+            self.queue.add(key, urgent, at);
+        }
+    }
+
+    /// Ends the contest about `key` if it is time, else looks again when it is.
+    fn watch_contest(&mut self, key: &Key, now: Instant) {
+        let Some(held) = self.all.get_mut(key) else {
+            return;
         };
-        self.queue.add(key, urgent, Instant::now());
+        if let Some(news) = held.contest.look(now) {
+            self.contested(key, news);
+        } else if let Some(ends) = held.contest.ends() {
+            self.queue.add(key, true, ends);
+        }
     }
 
     /// Begins the write that has been due longest.
     fn begin(&mut self) {
-        let Some(key) = self.queue.pop(Instant::now()) else {
+        let now = Instant::now();
+        let Some(key) = self.queue.pop(now) else {
             return;
         };
+        self.watch_contest(&key, now);
         if !self.leads || self.busy.values().any(|busy| *busy == key) {
             // Looked at again when that one is done.
             return;
         }
-        let Some((intent, step)) = self
-            .intents
-            .get(&key)
-            .and_then(|intent| Some((intent, plan::next(intent)?)))
-        else {
+        let Some(held) = self.all.get(&key) else {
             return;
         };
+        let (Some(step), Some((at, urgent))) = (held.next(), held.due(now)) else {
+            return;
+        };
+        if at > now {
+            return self.queue.add(&key, urgent, at);
+        }
         let now = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
-        let patch = patch(&intent.service, &step, &now);
+        let patch = patch(&held.intent.service, &step, &now);
         let connection = self.connection.clone();
         let busy = key.clone();
         let write = self.writes.spawn(async move {
@@ -227,16 +304,19 @@ impl Provider {
             Ok(service) => {
                 self.count("ok");
                 self.queue.succeeded(&key, now);
-                if let Some(service) = service {
+                if let Some(held) = self.all.get_mut(&key) {
+                    held.wrote(&step, service.as_ref(), now);
+                }
+                if matches!(step, Step::Release(_)) {
+                    self.health.contest(&key, None);
                     // The watch may have said already that it is gone.
-                    if matches!(step, Step::Release(_)) {
+                    if let Some(service) = &service {
                         let event = self.story.released(&key);
-                        self.tell(&service, event);
-                    }
-                    if let Some(intent) = self.intents.get_mut(&key) {
-                        intent.service = service;
+                        self.tell(service, event);
                     }
                 }
+                self.judge(&key);
+                self.watch_contest(&key, now);
                 self.look(&key);
             }
             // The watch tells of it; until then there is nothing to do.
@@ -254,10 +334,10 @@ impl Provider {
                     "cannot write to the API server, next try in {}s: {refusal}",
                     pause.as_secs()
                 );
-                if let Some(intent) = self.intents.get(&key)
+                if let Some(held) = self.all.get(&key)
                     && !matches!(refusal, Refusal::Conflict(_))
                 {
-                    self.tell(&intent.service, events::failed(&refusal.to_string()));
+                    self.tell(&held.intent.service, events::failed(&refusal.to_string()));
                 }
             }
         }

@@ -24,7 +24,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
-fn read(value: &serde_json::Value) -> Arc<Service> {
+pub(super) fn read(value: &serde_json::Value) -> Arc<Service> {
     let mut reader = Reader::new(SourceId(0), Arc::default()).with_status();
     match reader.object(value, None) {
         Ok(Object::Service(service)) => service,
@@ -66,7 +66,9 @@ impl Server {
             patch.body["metadata"]["uid"], "u-1",
             "a Service made anew refuses it"
         );
-        let is_status = patch.path.ends_with("/services/web/status");
+        let is_status = patch
+            .path
+            .ends_with("/services/web/status?fieldManager=weir");
         assert_eq!(is_status, matches!(step, Step::Publish(_)));
         let finalizers = self.value["metadata"]["finalizers"]
             .as_array_mut()
@@ -114,7 +116,7 @@ impl Server {
         let mut steps = Vec::new();
         loop {
             let intent = intent(&self.service(), ours, status);
-            let Some(step) = next(&intent) else {
+            let Some(step) = next(&intent, false) else {
                 return steps;
             };
             assert!(steps.len() < 5, "it never ends: {steps:?}");
@@ -124,7 +126,7 @@ impl Server {
     }
 }
 
-fn intent(service: &Arc<Service>, ours: bool, status: &ServiceStatus) -> Intent {
+pub(super) fn intent(service: &Arc<Service>, ours: bool, status: &ServiceStatus) -> Intent {
     Intent {
         service: Arc::clone(service),
         status: Some(Arc::new(status.clone())),
@@ -143,7 +145,7 @@ fn key() -> Key {
     }
 }
 
-fn status(state: State, addresses: &[&str]) -> ServiceStatus {
+pub(super) fn status(state: State, addresses: &[&str]) -> ServiceStatus {
     ServiceStatus {
         key: key(),
         state,
@@ -448,5 +450,54 @@ fn the_story_is_told_once() {
     assert_eq!(
         told(&mut later, &moved),
         ["AddressNotKept", "IPAllocated", "EnsuredLoadBalancer"]
+    );
+}
+
+/// In default mode another provider's Service is left alone; that is told once, and it loses nothing.
+#[test]
+fn a_service_of_another_provider_is_told_and_not_touched() {
+    let mut server = Server::with(json!({}));
+    server.value["status"]["loadBalancer"]["ingress"] = json!([{"ip": "198.51.100.1"}]);
+    let evidence = "\"controller\" wrote status.loadBalancer";
+    let left = ServiceStatus {
+        reasons: vec![Reason::RivalProvider {
+            evidence: evidence.into(),
+            ours: "weir.dev/l4".into(),
+        }],
+        ..status(State::Refused, &[])
+    };
+    assert_eq!(server.converge(false, &left), []);
+    let intent = intent(&server.service(), false, &left);
+    let mut story = Story::default();
+    let events = story.next(&intent);
+    let [event] = &events[..] else {
+        panic!("{events:?}");
+    };
+    assert!(
+        event.warning && event.reason == "RivalProvider",
+        "{event:?}"
+    );
+    assert!(event.message.contains(evidence), "{event:?}");
+    assert_eq!(story.next(&intent), [], "once");
+}
+
+/// Given up in a contest: our finalizers and conditions go, the other's address stays.
+#[test]
+fn what_is_given_up_keeps_the_others_address() {
+    let mut server = Server::with(json!({}));
+    server.converge(true, &status(State::Serving, &["192.0.2.1"]));
+    server.value["status"]["loadBalancer"]["ingress"] = json!([{"ip": "198.51.100.1"}]);
+    let gone = status(State::Refused, &[]);
+    for expected in ["status", "finalizers"] {
+        let intent = intent(&server.service(), false, &gone);
+        let step = next(&intent, true).expect("a step");
+        assert_eq!(matches!(step, Step::Publish(_)), expected == "status");
+        server.apply(&step);
+    }
+    assert_eq!(server.finalizers(), ["example.com/other"]);
+    assert!(server.condition("weir.dev/Serving").is_none());
+    assert_eq!(
+        server.value["status"]["loadBalancer"]["ingress"],
+        json!([{"ip": "198.51.100.1"}])
     );
 }

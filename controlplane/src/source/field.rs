@@ -155,6 +155,11 @@ impl<'a> Node<'a> {
         Node { value, place }
     }
 
+    /// As it is, for what is read leniently.
+    pub fn value(&self) -> &'a Value {
+        self.value
+    }
+
     fn path(&self) -> JsonPath {
         let (mut steps, mut at) = (Vec::new(), self);
         loop {

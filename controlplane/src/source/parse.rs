@@ -6,6 +6,7 @@
 //! discovery.k8s.io/v1 and core/v1), and generous where it has none.
 
 mod node;
+mod rival;
 mod service;
 mod slice;
 mod stored;

@@ -1,7 +1,7 @@
 //! Is this Service ours to serve, and does it ask only for what is built?
 
 use crate::annotations::{self, LABEL_HEADLESS, LABEL_SERVICE_PROXY_NAME, Meaning, NATIVE_PREFIX};
-use crate::object::{Service, ServiceType, TrafficPolicy};
+use crate::object::{CLEANUP_FINALIZER, Mark, Rival, Service, ServiceType, TrafficPolicy};
 use crate::reason::Reason;
 
 use super::Rules;
@@ -20,7 +20,7 @@ pub enum Front {
 /// How to serve `service`.
 ///
 /// # Errors
-/// The first reason for which it is not ours: type, ignore annotation, class, in this order.
+/// The first reason for which it is not ours: type, ignore annotation, class, another provider, in this order.
 pub fn admit(service: &Service, rules: &Rules) -> Result<Front, Reason> {
     if service.meta.deleting {
         return Err(Reason::Deleting);
@@ -35,7 +35,11 @@ pub fn admit(service: &Service, rules: &Rules) -> Result<Front, Reason> {
     if service.kind == ServiceType::LoadBalancer {
         match &service.class {
             Some(class) if *class == rules.class => {}
-            None if rules.default_provider => {}
+            None if rules.default_provider => {
+                if let Some(rival) = rival(service) {
+                    return Err(left_to(evidence(rival), rules));
+                }
+            }
             found => {
                 return Err(Reason::ForeignClass {
                     found: found.as_deref().map_or("(none)".into(), shown),
@@ -45,6 +49,29 @@ pub fn admit(service: &Service, rules: &Rules) -> Result<Front, Reason> {
         }
     }
     Ok(front)
+}
+
+/// Another provider that was here first: with our finalizer we were.
+fn rival(service: &Service) -> Option<&Rival> {
+    let stored = &service.stored;
+    stored.rival.as_ref().filter(|_| !stored.finalizer)
+}
+
+/// It is another provider's, as `evidence` shows.
+pub(crate) fn left_to(evidence: String, rules: &Rules) -> Reason {
+    Reason::RivalProvider {
+        evidence: evidence.into(),
+        ours: rules.class.clone(),
+    }
+}
+
+fn evidence(rival: &Rival) -> String {
+    let name = shown(&rival.name);
+    match rival.mark {
+        Mark::Finalizer => format!("its finalizer \"{name}\" is there"),
+        Mark::Status => format!("\"{name}\" wrote status.loadBalancer"),
+        Mark::Cleanup => format!("\"{name}\" added the finalizer {CLEANUP_FINALIZER}"),
+    }
 }
 
 fn front_of(service: &Service, rules: &Rules) -> Result<Front, Reason> {

@@ -43,6 +43,7 @@ use crate::probe::{Probe, Verdicts};
 use crate::reason::Reason;
 
 use gate::Front;
+pub(crate) use gate::left_to;
 pub(crate) use guard::refusal;
 pub use text::shown;
 

@@ -10,7 +10,7 @@ use anyhow::Context;
 use controlplane::control::{self, Command, Control};
 use controlplane::measure;
 use controlplane::object::SourceId;
-use controlplane::provider::{Outbox, Provided, Standing};
+use controlplane::provider::{Outbox, Provided, Standing, Yielded};
 use controlplane::source::{directory, kubernetes};
 use controlplane::state;
 use controlplane::translate::Rules;
@@ -74,11 +74,13 @@ impl Appliance {
         let outbox = Outbox::default();
         let cluster = control_settings.kubernetes.as_ref();
         let connection = cluster.map(|cluster| cluster.connection.clone());
+        let yielded = Yielded::default();
         let (standing, stands) = watch::channel(Standing::default());
         control_settings.provider = cluster.map(|_| Provided {
             source: kubernetes::SOURCE,
             outbox: outbox.clone(),
             standing: stands,
+            yielded: yielded.clone(),
         });
         let table = TableBuilder::new(HashKey(key.bytes)).freeze();
         let config = config(&settings)?;
@@ -98,7 +100,9 @@ impl Appliance {
         let token = connection.as_ref().and_then(credential::start);
         let provider = connection.map(|connection| {
             let class = &settings.class;
-            Provider::start(connection, outbox, standing, class, &state_dir, recorder)
+            Provider::start(
+                connection, outbox, yielded, standing, class, &state_dir, recorder,
+            )
         });
         let provider = provider.transpose()?;
         let ports = Ports::new(settings.source_addresses.clone());

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use controlplane::measure::Recorder;
-use controlplane::provider::{self, Health, LeaseName, Outbox, Standing};
+use controlplane::provider::{self, Health, LeaseName, Outbox, Standing, Yielded};
 use controlplane::source::kubernetes::Connection;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -36,6 +36,7 @@ impl Provider {
     pub fn start(
         connection: Connection,
         outbox: Outbox,
+        yielded: Yielded,
         standing: watch::Sender<Standing>,
         class: &str,
         state_dir: &Path,
@@ -63,6 +64,7 @@ impl Provider {
         let writer = handle.spawn(provider::run(provider::Settings {
             connection: connection.clone(),
             outbox,
+            yielded,
             identity: host,
             standing: stands,
             health: health.clone(),

@@ -156,7 +156,11 @@ impl admin_api::Appliance for View {
         };
         statuses.sort_by_cached_key(|status| name(status));
         let health = self.provider.as_ref();
-        let unwritten = |status: &ServiceStatus| health.and_then(|health| health.of(&status.key));
+        let unwritten = |status: &ServiceStatus| {
+            health
+                .map(|health| health.of(&status.key))
+                .unwrap_or_default()
+        };
         let services = statuses.into_iter();
         services
             .map(|status| service(status, unwritten(status)))
@@ -177,6 +181,7 @@ impl admin_api::Appliance for View {
             memory::set(&self.plane.memory());
             cluster::set(&self.desk.watches(), Instant::now());
             self.token.iter().for_each(TokenHealth::measure);
+            self.provider.iter().for_each(Health::measure);
         });
         self.registry.render()
     }
@@ -238,7 +243,7 @@ fn backends(page: &mut Page, snapshot: &Snapshot) {
     }
 }
 
-fn service(status: &ServiceStatus, unwritten: Option<reason::Reason>) -> Service {
+fn service(status: &ServiceStatus, unwritten: Vec<reason::Reason>) -> Service {
     let ports = status.ports.iter().map(|port| Port {
         name: port.name.to_string(),
         port: port.port.get(),

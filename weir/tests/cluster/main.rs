@@ -8,6 +8,7 @@ mod support;
 
 mod outages;
 mod ownership;
+mod rivals;
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -7,7 +7,7 @@ use super::scope::resource;
 use crate::annotations::LABEL_SERVICE_NAME;
 use crate::object::{
     AddressType, CLEANUP_FINALIZER, Endpoint, EndpointSlice, FINALIZER, Family, FamilyPolicy, Kind,
-    Meta, Node, Object, PortProtocol, Service, ServiceType, Stored, TrafficPolicy,
+    Mark, Meta, Node, Object, PortProtocol, Rival, Service, ServiceType, Stored, TrafficPolicy,
 };
 use crate::provider::ingress_of;
 
@@ -123,6 +123,9 @@ fn stored(stored: &Stored, metadata: &mut Value) -> Value {
         ingress,
         conditions,
         generation,
+        rival,
+        // Nobody asks how old what is kept is.
+        version: _,
     } = stored;
     let finalizers = [
         (finalizer, FINALIZER),
@@ -130,6 +133,9 @@ fn stored(stored: &Stored, metadata: &mut Value) -> Value {
     ];
     let finalizers = finalizers.iter().filter(|(is_set, _)| **is_set);
     metadata["finalizers"] = finalizers.map(|(_, name)| *name).collect();
+    if let Some(rival) = rival {
+        self::rival(rival, metadata);
+    }
     metadata["generation"] = json!(generation);
     let ingress = ingress.iter().map(|entry| {
         let mut value = ingress_of(entry);
@@ -152,6 +158,24 @@ fn stored(stored: &Stored, metadata: &mut Value) -> Value {
         "loadBalancer": {"ingress": ingress.collect::<Vec<_>>()},
         "conditions": conditions.collect::<Vec<_>>(),
     })
+}
+
+/// What another provider left, as it stands in the metadata.
+fn rival(rival: &Rival, metadata: &mut Value) {
+    let fields = match rival.mark {
+        Mark::Finalizer => {
+            if let Some(finalizers) = metadata["finalizers"].as_array_mut() {
+                finalizers.push(json!(rival.name));
+            }
+            return;
+        }
+        Mark::Status => json!({"f:status": {"f:loadBalancer": {"f:ingress": {}}}}),
+        Mark::Cleanup => {
+            let name = format!("v:\"{CLEANUP_FINALIZER}\"");
+            json!({"f:metadata": {"f:finalizers": {name: {}}}})
+        }
+    };
+    metadata["managedFields"] = json!([{"manager": rival.name, "fieldsV1": fields}]);
 }
 
 fn slice(slice: &EndpointSlice) -> Value {
@@ -336,6 +360,27 @@ mod tests {
         returns(
             &json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "w"}, "spec": {}}),
         );
+        let cleanup = format!("v:\"{CLEANUP_FINALIZER}\"");
+        for (finalizer, fields) in [
+            ("service.k8s.aws/resources", json!({})),
+            (
+                CLEANUP_FINALIZER,
+                json!({"f:metadata": {"f:finalizers": {cleanup: {}}}}),
+            ),
+            (
+                FINALIZER,
+                json!({"f:status": {"f:loadBalancer": {"f:ingress": {}}}}),
+            ),
+        ] {
+            let value = json!({"apiVersion": "v1", "kind": "Service", "spec": {}, "metadata": {
+                "name": "w", "finalizers": [finalizer], "managedFields": [{"manager": "m", "fieldsV1": fields}],
+            }});
+            let Object::Service(service) = read(&value) else {
+                panic!("a Service");
+            };
+            assert!(service.stored.rival.is_some(), "{value}");
+            returns(&value);
+        }
         returns(&json!({
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
             "metadata": {"name": "s", "namespace": "shop", "labels": {"kubernetes.io/service-name": "web"}},

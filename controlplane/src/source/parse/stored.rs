@@ -4,8 +4,11 @@
 
 use std::sync::Arc;
 
+use super::rival::rival;
 use super::{MAX_STATUS_ADDRESSES, MAX_TEXT, Node, Reader, protocol};
-use crate::object::{CLEANUP_FINALIZER, Condition, FINALIZER, Ingress, IngressPort, Stored};
+use crate::object::{
+    CLEANUP_FINALIZER, Condition, FINALIZER, Ingress, IngressPort, Rival, Stored, Version,
+};
 
 /// Finalizers and conditions that are looked at.
 const MAX_ENTRIES: usize = 256;
@@ -29,6 +32,13 @@ impl Reader {
             });
             stored.finalizer = finalizers.iter().any(|name| name == FINALIZER);
             stored.cleanup_finalizer = finalizers.iter().any(|name| name == CLEANUP_FINALIZER);
+            let version = metadata.field("resourceVersion").ok().flatten();
+            let version = version.and_then(|node| node.text(MAX_TEXT).ok()?.parse().ok());
+            stored.version = Version(version.unwrap_or(0));
+            stored.rival = rival(metadata.value(), &finalizers).map(|(name, mark)| Rival {
+                name: self.share(name),
+                mark,
+            });
         }
         if let Ok(Some(status)) = root.field("status") {
             if let Ok(Some(balancer)) = status.field("loadBalancer") {

@@ -325,3 +325,30 @@ fn node_port_services_are_fronted_at_the_given_addresses() {
     assert_eq!(made.ports[0].v6, made.ports[0].v4);
     assert_eq!(codes(&translation), ["NoNodePort", "CrossFamily"]);
 }
+
+/// Semantics 4(a): another default provider is not fought. Who was here first is known by our finalizer.
+#[test]
+fn class_none_that_another_provider_serves_is_left_to_it() {
+    let left = |mark, finalizer, class: Option<&str>| {
+        let mut service = service();
+        service.class = class.map(Arc::from);
+        service.stored.finalizer = finalizer;
+        service.stored.rival = Some(Rival {
+            name: "cont\u{1b}roller".into(),
+            mark,
+        });
+        let translation = run_healthy(&service);
+        let reason = translation.reasons.first().map(ToString::to_string);
+        reason.filter(|_| codes(&translation) == ["RivalProvider"])
+    };
+    for (mark, evidence) in [
+        (Mark::Status, r#""cont\u{1b}roller" wrote status"#),
+        (Mark::Cleanup, r#""cont\u{1b}roller" added the finalizer"#),
+        (Mark::Finalizer, r#"finalizer "cont\u{1b}roller" is there"#),
+    ] {
+        let reason = left(mark, false, None).expect("left alone");
+        assert!(reason.contains(evidence), "{reason}");
+        assert_eq!(left(mark, true, None), None, "it was ours first");
+        assert_eq!(left(mark, false, Some("weir.dev/l4")), None, "of our class");
+    }
+}

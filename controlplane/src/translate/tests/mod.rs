@@ -19,8 +19,8 @@ use super::{Rules, View, translate};
 use crate::load_balancer::{Addressing, LoadBalancer, Translation};
 use crate::nodes::NodeSet;
 use crate::object::{
-    AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Key, Kind, Meta, PortProtocol,
-    Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy,
+    AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Key, Kind, Mark, Meta,
+    PortProtocol, Rival, Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy,
 };
 use crate::probe::Verdicts;
 use crate::reason::{Reason, Severity};
