@@ -36,6 +36,7 @@ pub mod cluster;
 pub mod compile;
 pub mod control;
 pub mod credential;
+mod kube_proxy;
 pub mod load_balancer;
 pub mod measure;
 pub mod nodes;

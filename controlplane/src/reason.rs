@@ -354,6 +354,16 @@ pub enum Reason {
         /// Why, and what to do.
         problem: Arc<str>,
     },
+    /// kube-proxy takes what comes for this frontend before we see it.
+    #[error(
+        "{frontend}: kube-proxy takes what comes there, for {holder} has this node port: this appliance listens and hears nothing, and its source ranges, limits and counters do not apply. Front at an address that is no node's, or at a port that is no node port"
+    )]
+    TakenByKubeProxy {
+        /// Which.
+        frontend: FrontendKey,
+        /// Whose node port it is.
+        holder: Key,
+    },
     /// A worker could not open a listener.
     #[error("{frontend} is not listening: {problem}")]
     NotListening {
@@ -411,6 +421,20 @@ pub enum Reason {
     NotWritten {
         /// The verb and the resource, as the API server names them.
         problem: Arc<str>,
+    },
+    /// The API server does not let us list or watch something that it depends on.
+    #[error(
+        "the API server does not let Weir {verb} {resource}{place}: what was seen of these before is used, and nothing without; grant it (deploy/kubernetes/{file})"
+    )]
+    VerbMissing {
+        /// list or watch.
+        verb: &'static str,
+        /// As RBAC names it.
+        resource: &'static str,
+        /// The namespace, with its leading space; "" for all.
+        place: Arc<str>,
+        /// What grants it.
+        file: &'static str,
     },
     /// The Service vanished from a list that lost too many at once; it is held.
     #[error(
@@ -502,6 +526,7 @@ codes!(
     MaglevTooManyPorts,
     MaglevPoolTooLarge,
     AddressNotAdded,
+    TakenByKubeProxy,
     NotListening,
     DescriptorLimit,
     StaleObject,
@@ -510,6 +535,7 @@ codes!(
     AddressGivenElsewhere,
     Contested,
     NotWritten,
+    VerbMissing,
     HeldByDeletionGuard,
 );
 
@@ -548,6 +574,7 @@ impl Reason {
             | FrontendTaken { .. }
             | AddressNotAdded { .. }
             | AddressGivenElsewhere
+            | TakenByKubeProxy { .. }
             | NotListening { .. }
             | DescriptorLimit { .. } => Severity::Pending,
             ForeignServiceProxy
@@ -570,6 +597,7 @@ impl Reason {
             | DuplicateObject { .. }
             | Contested { .. }
             | NotWritten { .. }
+            | VerbMissing { .. }
             | HeldByDeletionGuard => Severity::Note,
         }
     }

@@ -74,15 +74,15 @@ pub struct ServiceStatus {
 }
 
 impl ServiceStatus {
-    /// Of a Service that never parsed.
-    pub(crate) fn malformed(key: &Key, reasons: impl Iterator<Item = Reason>) -> ServiceStatus {
+    /// Of a Service of which there is nothing but why.
+    pub(crate) fn without(key: &Key, state: State, reasons: Vec<Reason>) -> ServiceStatus {
         ServiceStatus {
             key: key.clone(),
-            state: State::Refused,
+            state,
             addresses: Vec::new(),
             ports: Vec::new(),
             endpoints: EndpointCounts::default(),
-            reasons: reasons.collect(),
+            reasons,
             settling: false,
         }
     }

@@ -232,6 +232,7 @@ fn k20_nodes_are_dialled_at_their_node_ports() {
 
     local_policy(&stage, &weir, &nodes);
     fronted(&stage);
+    on_a_node(&stage);
     pods_out_of_reach(&stage, &weir);
     a_node_dies(&stage, &weir, all);
 }
@@ -337,6 +338,35 @@ fn fronted(stage: &Stage) {
     assert!(found["metadata"]["finalizers"].is_null(), "{found}");
     stage.cluster.kubectl(&["delete", "service", "front"]);
     eventually("it is closed", CONVERGED, || stage.ask(vip).is_err());
+}
+
+/// K22: an appliance on a node, which fronts a Service at the node's own address. kube-proxy is there before it, and
+/// that is said; what it does not take is not spoken of.
+fn on_a_node(stage: &Stage) {
+    let _pod = stage.pod("edge", 1, 4);
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "edge"},
+        "spec": {"type": "NodePort", "selector": {"app": "edge"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    stage.cluster.apply(&service.to_string());
+    let weir = Weir::prepare()
+        .without_manifests()
+        .arg("--kubeconfig")
+        .arg(stage.cluster.appliance().display())
+        .args(["--node-port-address", "10.3.1.2"])
+        .launch(&stage.nodes[0].net);
+    let reasons = |name: &str| {
+        let services = weir.services();
+        let found = services.iter().find(|service| service["name"] == name);
+        found.map_or(Value::Null, |found| found["reasons"].clone())
+    };
+    eventually("it is said", CONVERGED, || {
+        let said = reasons("edge").to_string();
+        said.contains("TakenByKubeProxy") && said.contains("for default/edge has this node port")
+    });
+    let all = reasons("all").to_string();
+    assert!(!all.contains("TakenByKubeProxy"), "{all}");
+    stage.cluster.kubectl(&["delete", "service", "edge"]);
 }
 
 /// auto: the appliance loses its way to pods; it says so and goes by way of nodes.

@@ -1,6 +1,8 @@
 //! From the objects last seen to the table and what to say of it. Pure: events in, decisions out,
 //! no clock and no I/O; the task around it (`task`) has both.
 
+mod others;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,13 +13,14 @@ use super::nodes::Nodes;
 use crate::allocate::{Allocator, Record};
 use crate::cluster::Cluster;
 use crate::compile::Compiler;
+use crate::kube_proxy::KubeProxy;
 use crate::load_balancer::{EndpointCounts, LoadBalancer, Translation};
 use crate::measure::NodeCounts;
 use crate::object::{Event, Key, Kind, Service, SourceId};
 use crate::probe::{Verdicts, Wanted};
 use crate::reason::Reason;
 use crate::status::{Front, Port, ServiceStatus, State, judge};
-use crate::translate::{Rules, is_ours, left_to, looks_at_nodes, shown, translate};
+use crate::translate::{Rules, looks_at_nodes, translate};
 
 /// Every stage between source and publish, and what each decided.
 pub(super) struct Line {
@@ -39,6 +42,7 @@ pub(super) struct Line {
     followed: Option<SourceId>,
     /// Given up to others, with their names, until our finalizer is off: after that the Service itself shows it.
     yielded: BTreeMap<Key, Arc<str>>,
+    kube_proxy: KubeProxy,
     /// Whose assignment changed when that changed.
     moved: BTreeSet<Key>,
     /// What is recorded is written in this revision.
@@ -71,6 +75,7 @@ impl Line {
         allocator: Allocator,
         compiler: Compiler,
     ) -> Line {
+        let kube_proxy = KubeProxy::new(rules.node_port_addresses.clone());
         Line {
             rules,
             cluster: Cluster::new(expected),
@@ -85,6 +90,7 @@ impl Line {
             vips: BTreeMap::new(),
             followed: None,
             yielded: BTreeMap::new(),
+            kube_proxy,
             moved: BTreeSet::new(),
             complete: false,
         }
@@ -123,17 +129,6 @@ impl Line {
         let moved = self.allocator.follow(source);
         self.moved.extend(moved);
         std::mem::replace(&mut self.followed, source) != source
-    }
-
-    /// These are another provider's from now on. [`Line::decide`] decides on it.
-    pub(super) fn give_up(&mut self, keys: BTreeMap<Key, Arc<str>>) {
-        self.probed.extend(keys.keys().cloned());
-        self.yielded.extend(keys);
-    }
-
-    /// Is the Service of this key ours to serve with addresses from the pools?
-    pub(super) fn is_ours(&self, service: &Service) -> bool {
-        !self.yielded.contains_key(&service.meta.key) && is_ours(service, &self.rules)
     }
 
     /// Every source gave its first list, and it was decided on.
@@ -206,6 +201,7 @@ impl Line {
             dirty.extend(self.nodes.judge(&self.cluster, &sources, &self.rules));
             turn.nodes = Some(self.nodes.counts());
         }
+        turn.touched = self.note_node_ports(&dirty, &sources);
         dirty.append(&mut self.probed);
         let mut changed = std::mem::take(&mut self.moved);
         let mut translated = BTreeSet::new();
@@ -229,7 +225,7 @@ impl Line {
         if first {
             new_table |= self.compiler.drop_unclaimed();
         }
-        turn.touched = changed;
+        turn.touched.extend(changed);
         turn.touched.extend(dirty);
         for key in self.compiler.take_affected() {
             self.note_frontends(&key);
@@ -272,22 +268,6 @@ impl Line {
             }
             None => self.translations.remove(key).is_some(),
         }
-    }
-
-    /// What a Service means that was given up.
-    fn left(&mut self, key: &Key) -> Option<Translation> {
-        let service = self.cluster.service(key);
-        if !service.is_some_and(|service| service.stored.finalizer) {
-            self.yielded.remove(key);
-        }
-        let rival = shown(self.yielded.get(key)?);
-        let evidence = format!("\"{rival}\" undoes what this appliance writes");
-        Some(Translation {
-            load_balancer: None,
-            reasons: vec![left_to(evidence, &self.rules)],
-            endpoints: EndpointCounts::default(),
-            probes: Vec::new(),
-        })
     }
 
     fn balancer(&self, key: &Key) -> Option<Arc<LoadBalancer>> {
@@ -408,6 +388,9 @@ impl Line {
             .map(|(frontend, slot)| front(&frontend, slot))
             .collect();
         status.settling = fronts.contains(&Front::Waiting);
+        let frontends = self.compiler.frontends_of(&status.key);
+        let taken = frontends.filter_map(|(frontend, _)| self.kube_proxy.takes(&frontend));
+        status.reasons.extend(taken);
         let expected = status.addresses.len() * status.ports.len();
         status.state = judge(&status.addresses, &fronts, expected);
         status
@@ -419,7 +402,7 @@ impl Line {
     }
 
     /// The ports of a Service that is refused, as it lists them.
-    fn ports_asked(&self, key: &Key) -> Vec<Port> {
+    pub(super) fn ports_asked(&self, key: &Key) -> Vec<Port> {
         use crate::object::PortProtocol;
         use lb_core::table::Protocol;
         let service = self.cluster.service(key);

@@ -1,7 +1,9 @@
 //! The loop of the control task, on a runtime of its own: waits, lets bursts settle, and does for
 //! real what `line` decides.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod problems;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +11,10 @@ use lb_core::table::{FrontendKey, Slot};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::denied::Denied;
 use super::files::StatusFiles;
 use super::line::{Line, Turn};
-use super::said::{malformed, solved, stale, stale_slice};
+use super::said::{malformed, stale, stale_slice};
 use super::sources::{Sources, changed, problems, source_ended};
 use super::vips::Vips;
 use super::voice::Voice;
@@ -19,6 +22,7 @@ use super::{Command, Keep, Settings};
 use crate::addresses::Own;
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
+use crate::kube_proxy;
 use crate::measure;
 use crate::object::{Event, Key, Kind, SourceId};
 use crate::probe::{self, Prober};
@@ -26,8 +30,8 @@ use crate::provider::{Intent, Provided, Standing};
 use crate::publish::Publisher;
 use crate::reason::CONFIRM;
 use crate::source::scan::KINDS;
-use crate::source::{Level, Problem, kubernetes};
-use crate::status::{Front, ServiceStatus, Snapshot, Statuses};
+use crate::source::{Problem, kubernetes};
+use crate::status::{Front, ServiceStatus, Snapshot, State, Statuses};
 
 /// A burst is over when nothing came for this long.
 const QUIET: Duration = Duration::from_millis(3);
@@ -38,9 +42,6 @@ const EVENTS: usize = 4096;
 /// An address is served once it is written down, or the disk had this long to do so.
 const WRITE_PATIENCE: Duration = Duration::from_millis(250);
 
-/// Problems of one object that its status names; the sources' own list has them all.
-const SAID_OF_ONE: usize = 5;
-
 /// Runs until it is told to stop.
 pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
     let (events, mut waiting) = mpsc::channel(EVENTS);
@@ -50,6 +51,10 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
         mut said,
     } = Sources::start(settings, &events);
     let prober = probe::start(&mut tasks);
+    let mut kube_proxy = settings
+        .kubernetes
+        .is_some()
+        .then(|| kube_proxy::start(&mut tasks));
     let mut task = Task::new(settings, keep, prober).await;
     task.show();
     let mut burst: Option<Burst> = None;
@@ -85,6 +90,12 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
                 task.take(&mut batch);
             }
             () = moved(&mut task.standing) => Burst::note(&mut burst),
+            () = moved(&mut kube_proxy) => {
+                let mode = kube_proxy.as_ref().and_then(|mode| *mode.borrow());
+                let touched = task.line.kube_proxy(mode);
+                task.refresh(&touched);
+                task.show();
+            }
             given_up = given_up(settings) => {
                 task.line.give_up(given_up);
                 Burst::note(&mut burst);
@@ -95,14 +106,14 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
     }
 }
 
-/// Returns when this process stands elsewhere among those of its cluster.
-async fn moved(standing: &mut Option<watch::Receiver<Standing>>) {
-    if let Some(standing) = standing
-        && standing.changed().await.is_ok()
+/// Returns when it is another: where this process stands among those of its cluster, how kube-proxy works here.
+async fn moved<T>(watched: &mut Option<watch::Receiver<T>>) {
+    if let Some(watched) = watched
+        && watched.changed().await.is_ok()
     {
         return;
     }
-    // Nobody decides, or nobody any more: it goes on as it is.
+    // Nobody says, or nobody any more: it goes on as it is.
     std::future::pending().await
 }
 
@@ -146,6 +157,8 @@ struct Task<'a> {
     said: BTreeMap<Key, Vec<Problem>>,
     /// And of the EndpointSlices of single Services, by these, without uid.
     said_of_slices: BTreeMap<Key, Vec<Problem>>,
+    /// What the API server does not let us read.
+    denied: Denied,
     /// Among the processes of the cluster.
     standing: Option<watch::Receiver<Standing>>,
     held: usize,
@@ -184,6 +197,7 @@ impl Task<'_> {
             problems: Arc::default(),
             said: BTreeMap::new(),
             said_of_slices: BTreeMap::new(),
+            denied: Denied::default(),
             standing: settings.provider.as_ref().map(|p| p.standing.clone()),
             held: 0,
             voice: Voice::default(),
@@ -236,6 +250,10 @@ impl Task<'_> {
         }
         self.tell_held();
         self.refresh(&touched);
+        if !self.line.is_complete() && !self.denied.is_empty() {
+            // Without a list of what is denied nothing is decided on; why is said.
+            self.refresh(&self.line.keys(kubernetes::SOURCE));
+        }
         if moved {
             self.show_moved();
         }
@@ -307,51 +325,6 @@ impl Task<'_> {
         self.decide(std::time::Instant::now());
     }
 
-    /// The sources have something new to say.
-    fn problems(&mut self, problems: Vec<Problem>) {
-        let known: HashSet<&Problem> = self.problems.iter().collect();
-        for problem in &problems {
-            if !known.contains(problem) {
-                match problem.level {
-                    Level::Note => tracing::info!("{problem}"),
-                    Level::Outage | Level::Error => tracing::warn!("{problem}"),
-                }
-            }
-        }
-        for (path, before) in solved(&self.problems, &problems) {
-            tracing::info!(
-                "{}: nothing is wrong any more; it was: {before}",
-                path.display()
-            );
-        }
-        let mut said: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
-        let mut said_of_slices: BTreeMap<Key, Vec<Problem>> = BTreeMap::new();
-        for problem in problems
-            .iter()
-            .filter(|problem| problem.level == Level::Error)
-        {
-            let (all, key) = match (&problem.service, &problem.object) {
-                (Some(service), _) => (&mut said_of_slices, service),
-                (None, Some(object)) => (&mut said, object),
-                (None, None) => continue,
-            };
-            let said = all.entry(key.clone()).or_default();
-            // 10,000 files may each define an object anew.
-            if said.len() < SAID_OF_ONE {
-                said.push(problem.clone());
-            }
-        }
-        let services = self.said_of_slices.keys().chain(said_of_slices.keys());
-        let services = services.filter_map(|key| self.line.named(key));
-        let objects = self.said.keys().chain(said.keys());
-        let touched = objects.chain(services).cloned().collect();
-        self.said = said;
-        self.said_of_slices = said_of_slices;
-        self.problems = problems.into();
-        self.refresh(&touched);
-        self.show();
-    }
-
     fn tell_held(&mut self) {
         let held = self.line.held();
         if held > self.held {
@@ -374,7 +347,9 @@ impl Task<'_> {
             {
                 files.set(key, status.as_ref());
             }
-            self.voice.tell(key, status.as_ref());
+            if self.line.is_complete() {
+                self.voice.tell(key, status.as_ref());
+            }
             self.statuses.set(key, status);
             self.hand_over(key);
         }
@@ -392,6 +367,7 @@ impl Task<'_> {
             ours: self.line.is_ours(service),
             service: Arc::clone(service),
             status: self.statuses.of(key).cloned(),
+            early: !self.line.is_complete(),
         });
         outbox.put(key.clone(), intent);
     }
@@ -404,12 +380,22 @@ impl Task<'_> {
             ..key.clone()
         };
         let of_slices = self.said_of_slices.get(&without_uid).into_iter().flatten();
+        let denied = self.line.denied(key, &self.denied);
         let stale = said.iter().map(stale).chain(of_slices.map(stale_slice));
+        let other = stale.chain(denied.iter().cloned());
         let front = |frontend: &_, slot| self.front(frontend, slot);
-        self.line.status(key, front, stale).or_else(|| match said {
+        self.line.status(key, front, other).or_else(|| match said {
+            // It was seen, and what it needs beside cannot be.
+            [] if !denied.is_empty() => Some(ServiceStatus {
+                ports: self.line.ports_asked(key),
+                ..ServiceStatus::without(key, State::Pending, denied)
+            }),
             [] => None,
             _ if key.kind != Kind::Service => None,
-            _ => Some(ServiceStatus::malformed(key, said.iter().map(malformed))),
+            _ => {
+                let reasons = said.iter().map(malformed).collect();
+                Some(ServiceStatus::without(key, State::Refused, reasons))
+            }
         })
     }
 

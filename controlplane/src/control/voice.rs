@@ -123,10 +123,14 @@ impl Said {
     fn of(status: &ServiceStatus) -> Said {
         let ServiceStatus { reasons, .. } = status;
         let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
-        let mut codes: Vec<_> = reasons.iter().map(Reason::code).collect();
+        // That was said once for all.
+        let reasons = reasons.iter();
+        let own = reasons.filter(|reason| !matches!(reason, Reason::VerbMissing { .. }));
+        let reasons: Vec<&Reason> = own.collect();
+        let mut codes: Vec<_> = reasons.iter().map(|reason| reason.code()).collect();
         codes.dedup();
         let troubles: Vec<&Reason> = reasons
-            .iter()
+            .into_iter()
             .filter(|reason| reason.severity() != Severity::Note)
             .collect();
         let loudness = match (is_foreign(status), troubles.is_empty()) {

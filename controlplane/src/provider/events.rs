@@ -9,7 +9,7 @@ use super::Intent;
 use super::plan::cut;
 use crate::object::Key;
 use crate::reason::{Reason, Severity};
-use crate::status::State;
+use crate::status::{ServiceStatus, State};
 
 /// The API allows 1,024 bytes (ValidateEvent).
 const MESSAGE: usize = 1_024;
@@ -48,6 +48,17 @@ struct Told {
     /// Codes of the reasons, and what each is about where it is about one thing.
     reasons: BTreeSet<(&'static str, String)>,
     leaving: bool,
+}
+
+impl Told {
+    /// Those reasons that were not told.
+    fn news(&mut self, status: &ServiceStatus) -> Vec<Event> {
+        let told = std::mem::take(&mut self.reasons);
+        self.reasons = status.reasons.iter().map(about).collect();
+        let news = status.reasons.iter();
+        let news = news.filter(|reason| !told.contains(&about(reason)));
+        news.map(of_reason).collect()
+    }
 }
 
 /// What was told of each Service.
@@ -95,6 +106,9 @@ impl Story {
         let Some(told) = self.0.get_mut(key) else {
             return events;
         };
+        if intent.early {
+            return told.news(status);
+        }
         let inherited = std::mem::take(&mut told.inherited);
         if told.addresses != status.addresses {
             let given = list(&status.addresses);
@@ -117,13 +131,7 @@ impl Story {
             events.push(normal("EnsuredLoadBalancer", text));
         }
         told.serving = serves || (told.serving && status.state == State::Closed);
-        let reasons: BTreeSet<_> = status.reasons.iter().map(about).collect();
-        for reason in &status.reasons {
-            if !told.reasons.contains(&about(reason)) {
-                events.push(of_reason(reason));
-            }
-        }
-        told.reasons = reasons;
+        events.append(&mut told.news(status));
         events
     }
 

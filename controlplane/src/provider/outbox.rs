@@ -31,6 +31,8 @@ pub struct Intent {
     pub status: Option<Arc<ServiceStatus>>,
     /// It is ours to serve, as it stands.
     pub ours: bool,
+    /// Not everything was listed yet: what became of it is told, and nothing is written.
+    pub early: bool,
 }
 
 /// Where they wait; clones are one place. Never more than there are Services.

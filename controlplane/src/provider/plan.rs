@@ -49,6 +49,9 @@ pub(super) struct Status {
 pub(super) fn next(intent: &Intent, contested: bool) -> Option<Step> {
     let service = &intent.service;
     let status = intent.status.as_deref();
+    if intent.early {
+        return None;
+    }
     match (intent.ours, service.kind == ServiceType::LoadBalancer) {
         (true, true) => keep(service, status),
         // The API server takes a status for no other type (kubernetes#119789): what is fronted all

@@ -164,6 +164,7 @@ async fn leave(connection: &Connection, service: &Arc<Service>) -> Result<(), Re
             service: Arc::clone(&service),
             status: None,
             ours: false,
+            early: false,
         };
         let Some(step) = next(&intent, false) else {
             return Ok(());

@@ -131,6 +131,7 @@ pub(super) fn intent(service: &Arc<Service>, ours: bool, status: &ServiceStatus)
         service: Arc::clone(service),
         status: Some(Arc::new(status.clone())),
         ours,
+        early: false,
     }
 }
 

@@ -207,6 +207,11 @@ pub(crate) fn looks_at_nodes(service: &Service, rules: &Rules) -> bool {
         && options::backends(service, rules, &mut Vec::new()) != Backends::Pods
 }
 
+/// Is `service` one that is served here in any way, as it stands?
+pub(crate) fn is_admitted(service: &Service, rules: &Rules) -> bool {
+    gate::admit(service, rules).is_ok()
+}
+
 /// Is `service` ours to serve with addresses from the pools, as it stands? Whether it then can be is
 /// another question.
 pub(crate) fn is_ours(service: &Service, rules: &Rules) -> bool {

@@ -3,6 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use serde_json::json;
+
+use crate::support::Weir;
 use crate::support::cluster::Pod;
 use crate::support::cluster::stage::*;
 use crate::support::net::pod_v4;
@@ -24,6 +27,10 @@ fn s16_a_missing_verb_is_named_and_traffic_flows_all_the_same() {
     let _server = TcpPod::named(&stage.lab.server, pod_v4(0), 8080, "web-0");
     stage.pod(0, "web");
     stage.apply(&balancer("web", "web", Some(CLASS)));
+    // Nodes cannot be read without deploy/kubernetes/nodes.yaml.
+    let mut at_nodes = balancer("nodes", "web", Some(CLASS));
+    at_nodes["metadata"]["annotations"] = json!({"weir.dev/backends": "nodes"});
+    stage.apply(&at_nodes);
     let weir = stage.weir(&[]);
     // The log is JSON: quotes are escaped there.
     soon("the log names the verb", || {
@@ -48,6 +55,50 @@ fn s16_a_missing_verb_is_named_and_traffic_flows_all_the_same() {
         .parse()
         .unwrap();
     soon("it forwards", || stage.ask(address, 80).is_ok());
+
+    soon(
+        "so does the Service that is dialled by way of nodes",
+        || missing(&weir, "nodes").is_some_and(|said| said.contains("list nodes:")),
+    );
+    assert_eq!(missing(&weir, "web"), None, "it needs no nodes");
+    soon("and an event", || {
+        stage
+            .events("nodes")
+            .iter()
+            .any(|event| event == "VerbMissing")
+    });
+    weir.stop();
+
+    // Slices cannot be read from the start: nothing is served, why stands with each Service, and what was
+    // published before stays.
+    stage.patch(
+        "web/status",
+        &json!({"status": {"loadBalancer": {"ingress": [{"ip": address}]}}}),
+    );
+    let remove = r#"[{"op": "remove", "path": "/rules/1"}]"#;
+    stage
+        .cluster
+        .kubectl(&["patch", "clusterrole", "weir", "--type=json", "-p", remove]);
+    let weir = stage.weir_unready();
+    soon("the Service says why nothing is served", || {
+        missing(&weir, "web").is_some_and(|said| said.contains("list endpointslices"))
+    });
+    soon("and an event", || {
+        stage
+            .events("web")
+            .iter()
+            .any(|event| event == "VerbMissing")
+    });
+    assert_eq!(ingress(&stage.service("web")), Some(address));
+}
+
+/// What a Service says of a verb that is missing.
+fn missing(weir: &Weir, name: &str) -> Option<String> {
+    let services = weir.services();
+    let service = services.iter().find(|service| service["name"] == name)?;
+    let mut reasons = service["reasons"].as_array()?.iter();
+    let reason = reasons.find(|reason| reason["code"] == "VerbMissing")?;
+    Some(reason["message"].as_str()?.to_owned())
 }
 
 /// "no connectivity disruption during rolling update", at 100 %: pods come and go under load, and the API

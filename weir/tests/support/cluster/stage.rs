@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use super::super::eventually;
 use super::super::net::{Lab, POOL_V4, POOL_V6};
 use super::super::weir::{Start, Weir};
-use super::Cluster;
+use super::{CONVERGED, Cluster};
 
 const RBAC: &str = include_str!("../../../../deploy/kubernetes/rbac.yaml");
 /// The fixture's user, bound to what the appliance's account is bound to.
@@ -43,13 +44,24 @@ impl Stage {
     /// One in the directories of another.
     #[track_caller]
     pub fn weir_again(&self, start: Start, args: &[&str]) -> Weir {
+        self.prepare(start, args).launch(&self.lab.lb)
+    }
+
+    /// One that is not waited for: it cannot become ready.
+    #[track_caller]
+    pub fn weir_unready(&self) -> Weir {
+        let weir = self.prepare(Weir::prepare(), &[]).spawn(&self.lab.lb);
+        eventually("its admin listener", CONVERGED, || weir.admin_answers());
+        weir
+    }
+
+    fn prepare(&self, start: Start, args: &[&str]) -> Start {
         start
             .without_manifests()
             .arg("--kubeconfig")
             .arg(self.cluster.appliance().display())
             .args(["--pool", POOL_V4, "--pool", POOL_V6])
             .args(args.iter().copied())
-            .launch(&self.lab.lb)
     }
 }
 
