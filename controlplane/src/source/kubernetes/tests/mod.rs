@@ -972,9 +972,10 @@ fn shown(cluster: &Cluster) -> Vec<String> {
             ..service.meta.key.clone()
         };
         let slices: Vec<_> = cluster.slices_of(&key).collect();
-        // Where it was read is no content, and Debug shows it.
+        // Where it was read and in which version is no content, and Debug shows it.
         let mut service = crate::object::Service::clone(service);
         service.meta.location = None;
+        service.stored.version = crate::object::Version(0);
         let slices = slices.into_iter().map(|slice| {
             let mut slice = crate::object::EndpointSlice::clone(slice);
             slice.meta.location = None;
