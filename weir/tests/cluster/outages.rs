@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::Weir;
 use crate::support::cluster::Pod;
@@ -39,21 +39,12 @@ fn s16_a_missing_verb_is_named_and_traffic_flows_all_the_same() {
     });
     let (_, ready) = weir.get("/readyz?verbose");
     assert!(ready.contains("services/status"), "{ready}");
-    let services = weir.services();
-    let web = services.iter().find(|service| service["name"] == "web");
-    let reasons = &web.unwrap()["reasons"];
-    assert!(
-        reasons.as_array().unwrap().iter().any(|reason| {
-            let message = reason["message"].as_str().unwrap();
-            reason["code"] == "NotWritten" && message.contains("services/status")
-        }),
-        "the Service concerned says so: {reasons}"
-    );
-    let address: IpAddr = web.unwrap()["addresses"][0]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
+    soon("the Service concerned says so", || {
+        let said = web_of(&weir)["reasons"].to_string();
+        said.contains("NotWritten") && said.contains("services/status")
+    });
+    let web = web_of(&weir);
+    let address: IpAddr = web["addresses"][0].as_str().unwrap().parse().unwrap();
     soon("it forwards", || stage.ask(address, 80).is_ok());
 
     soon(
@@ -90,6 +81,13 @@ fn s16_a_missing_verb_is_named_and_traffic_flows_all_the_same() {
             .any(|event| event == "VerbMissing")
     });
     assert_eq!(ingress(&stage.service("web")), Some(address));
+}
+
+/// What the admin listener has of `web`; null before that.
+fn web_of(weir: &Weir) -> Value {
+    let services = weir.services();
+    let web = services.iter().find(|service| service["name"] == "web");
+    web.cloned().unwrap_or_default()
 }
 
 /// What a Service says of a verb that is missing.
