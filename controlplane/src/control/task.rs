@@ -21,7 +21,7 @@ use crate::allocate::Allocator;
 use crate::compile::Compiler;
 use crate::measure;
 use crate::object::{Event, Key, Kind, SourceId};
-use crate::probe::{self, Prober};
+use crate::probe::{self, Prober, Target};
 use crate::provider::{Intent, Provided, Standing};
 use crate::publish::Publisher;
 use crate::reason::CONFIRM;
@@ -50,8 +50,9 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
         rescan,
         mut said,
     } = Sources::start(settings, &events);
-    let prober = probe::start(&mut tasks);
-    let mut task = Task::new(settings, keep, prober).await;
+    let prober = probe::start(&mut tasks, probe::NODES);
+    let checker = probe::start(&mut tasks, probe::ENDPOINTS);
+    let mut task = Task::new(settings, keep, prober, checker).await;
     task.show();
     let mut burst: Option<Burst> = None;
     let mut batch = Vec::new();
@@ -75,8 +76,13 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
             }
             () = reported.notified() => task.hear(),
             verdicts = task.prober.news() => {
-                measure::targets(&verdicts);
+                measure::targets(&Target::NODE_KINDS, &verdicts);
                 task.line.found(verdicts);
+                task.decide(std::time::Instant::now());
+            }
+            verdicts = task.checker.news() => {
+                measure::targets(&Target::ENDPOINT_KINDS, &verdicts);
+                task.line.found_health(verdicts);
                 task.decide(std::time::Instant::now());
             }
             () = task.vips.changed() => task.placed(),
@@ -128,6 +134,7 @@ struct Task<'a> {
     publisher: Publisher,
     vips: Vips,
     prober: Prober,
+    checker: Prober,
     statuses: Statuses,
     files: Option<StatusFiles>,
     problems: Arc<[Problem]>,
@@ -144,7 +151,12 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    async fn new<'a>(settings: &'a Settings, keep: &'a mut Keep, prober: Prober) -> Task<'a> {
+    async fn new<'a>(
+        settings: &'a Settings,
+        keep: &'a mut Keep,
+        prober: Prober,
+        checker: Prober,
+    ) -> Task<'a> {
         let expected = settings
             .directories
             .iter()
@@ -169,6 +181,7 @@ impl Task<'_> {
             publisher,
             vips: Vips::start(settings.vip_interface.clone(), own, settings.drain_timeout).await,
             prober,
+            checker,
             statuses: Statuses::default(),
             problems: Arc::default(),
             said: BTreeMap::new(),
@@ -203,11 +216,16 @@ impl Task<'_> {
             record,
             vips,
             wanted,
+            checks,
             nodes,
         } = self.line.decide();
         self.watch_nodes();
         if let Some(wanted) = wanted {
             self.prober.want(wanted);
+        }
+        if let Some(checks) = checks {
+            self.checker.want(checks.wanted);
+            measure::omitted(checks.omitted);
         }
         if let Some(nodes) = nodes {
             measure::nodes(&nodes);

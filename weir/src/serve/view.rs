@@ -219,6 +219,7 @@ fn backends(page: &mut Page, snapshot: &Snapshot) {
             terminating,
             not_ready,
             refused,
+            unhealthy,
         } = endpoints(status);
         let states = [
             ("ready", ready),
@@ -226,6 +227,7 @@ fn backends(page: &mut Page, snapshot: &Snapshot) {
             ("terminating", terminating),
             ("not_ready", not_ready),
             ("refused", refused),
+            ("unhealthy", unhealthy),
         ];
         for (state, count) in states {
             let labels = [
@@ -272,6 +274,7 @@ fn endpoints(status: &ServiceStatus) -> Endpoints {
         terminating: counts.terminating,
         not_ready: counts.not_ready,
         refused: counts.refused,
+        unhealthy: counts.unhealthy,
     }
 }
 
