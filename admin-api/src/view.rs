@@ -104,6 +104,8 @@ pub struct Endpoints {
     pub not_ready: u32,
     /// Refused for their address.
     pub refused: u32,
+    /// Of those that are ready or serving: their health check fails.
+    pub unhealthy: u32,
 }
 
 /// One reason.

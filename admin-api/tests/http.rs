@@ -209,7 +209,7 @@ fn services_have_their_shape() {
     assert_eq!(answer.status, 200);
     assert_eq!(
         answer.body,
-        r#"{"items":[{"namespace":"shop","name":"web","state":"closed","addresses":["192.0.2.1"],"ports":[{"name":"http","port":80,"protocol":"tcp"}],"endpoints":{"ready":0,"serving":0,"terminating":0,"notReady":2,"refused":0},"reasons":[{"code":"NoUsableEndpoint","message":"no usable endpoint"}]}]}"#
+        r#"{"items":[{"namespace":"shop","name":"web","state":"closed","addresses":["192.0.2.1"],"ports":[{"name":"http","port":80,"protocol":"tcp"}],"endpoints":{"ready":0,"serving":0,"terminating":0,"notReady":2,"refused":0,"unhealthy":0},"reasons":[{"code":"NoUsableEndpoint","message":"no usable endpoint"}]}]}"#
     );
 }
 

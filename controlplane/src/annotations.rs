@@ -23,8 +23,22 @@ pub enum Meaning {
     ProxyProtocol,
     /// Who may connect; read only if the field is empty.
     SourceRanges,
-    /// Probe the backends ourselves. A whole family of names.
-    HealthCheck,
+    /// Check the endpoints ourselves: by a connection or by HTTP.
+    HealthProtocol,
+    /// At this port of theirs.
+    HealthPort,
+    /// For this path.
+    HealthPath,
+    /// So often.
+    HealthInterval,
+    /// And an answer comes within this.
+    HealthTimeout,
+    /// So many good answers give work.
+    Healthy,
+    /// So many others take it away.
+    Unhealthy,
+    /// Which HTTP status is good.
+    HealthCodes,
     /// How long connections of a removed endpoint may live on.
     DrainTimeout,
     /// Show backends the client's own address.
@@ -132,10 +146,44 @@ pub const TABLE: &[Known] = &[
         "service.beta.kubernetes.io/load-balancer-source-ranges",
         Meaning::SourceRanges,
     ),
-    family("weir.dev/health-check-", Meaning::HealthCheck),
-    family(
-        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-",
-        Meaning::HealthCheck,
+    exact("weir.dev/health-check-protocol", Meaning::HealthProtocol),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-protocol",
+        Meaning::HealthProtocol,
+    ),
+    exact("weir.dev/health-check-port", Meaning::HealthPort),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-port",
+        Meaning::HealthPort,
+    ),
+    exact("weir.dev/health-check-path", Meaning::HealthPath),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-path",
+        Meaning::HealthPath,
+    ),
+    exact("weir.dev/health-check-interval", Meaning::HealthInterval),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-interval",
+        Meaning::HealthInterval,
+    ),
+    exact("weir.dev/health-check-timeout", Meaning::HealthTimeout),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-timeout",
+        Meaning::HealthTimeout,
+    ),
+    exact("weir.dev/health-check-healthy", Meaning::Healthy),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-healthy-threshold",
+        Meaning::Healthy,
+    ),
+    exact("weir.dev/health-check-unhealthy", Meaning::Unhealthy),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-unhealthy-threshold",
+        Meaning::Unhealthy,
+    ),
+    exact(
+        "service.beta.kubernetes.io/aws-load-balancer-healthcheck-success-codes",
+        Meaning::HealthCodes,
     ),
     exact("weir.dev/drain-timeout", Meaning::DrainTimeout),
     exact("weir.dev/preserve-client-ip", Meaning::PreserveClientIp),
@@ -253,15 +301,15 @@ mod tests {
     #[test]
     fn a_family_covers_its_names_and_no_others() {
         let pairs = [
-            ("weir.dev/health-check-port", "80"),
-            ("weir.dev/health-check-path", "/"),
-            ("weir.dev/health", "x"),
+            ("weir.dev/tls-secret", "80"),
+            ("weir.dev/tls-mode", "/"),
+            ("weir.dev/tls", "x"),
             ("weir.dev/hostname", "x"),
         ];
-        assert_eq!(values(&pairs, Meaning::HealthCheck), ["/", "80"]);
+        assert_eq!(values(&pairs, Meaning::Tls), ["/", "80"]);
         assert_eq!(
-            meaning_of("service.beta.kubernetes.io/aws-load-balancer-healthcheck-path"),
-            Some(Meaning::HealthCheck)
+            meaning_of("service.beta.kubernetes.io/aws-load-balancer-ssl-cert"),
+            Some(Meaning::Tls)
         );
     }
 

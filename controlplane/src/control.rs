@@ -11,6 +11,7 @@
 //! anew, and only the first complete list replaces the table. Who holds which address survives in
 //! memory and on disk, so that no VIP moves.
 
+mod checked;
 mod denied;
 mod files;
 mod line;

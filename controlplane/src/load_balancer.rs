@@ -10,7 +10,7 @@ use lb_core::balance::Algorithm;
 use lb_core::table::{Backend, Protocol};
 
 use crate::object::{Family, Key};
-use crate::probe::Probe;
+use crate::probe::{Probe, Target};
 use crate::reason::Reason;
 
 /// Where the addresses come from.
@@ -86,6 +86,8 @@ pub struct EndpointCounts {
     pub not_ready: u32,
     /// Refused: see the reasons.
     pub refused: u32,
+    /// Of those that are ready or serving: their health check fails.
+    pub unhealthy: u32,
 }
 
 /// What `translate` says about one Service.
@@ -99,4 +101,6 @@ pub struct Translation {
     pub endpoints: EndpointCounts,
     /// What has to be asked of nodes and pods to say more; sorted, no duplicates.
     pub probes: Vec<Probe>,
+    /// Endpoints whose health is to be asked; likewise.
+    pub checks: Vec<Target>,
 }

@@ -9,7 +9,7 @@ use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
-use crate::probe::{Answer, Verdicts};
+use crate::probe::{Answer, Target, Verdicts};
 
 /// Where an appliance's numbers go; not the process's, since one process may run several.
 pub type Recorder = Arc<dyn metrics::Recorder + Send + Sync>;
@@ -31,8 +31,7 @@ const OVERWRITTEN: &str = "weir_kubernetes_overwritten_total";
 const RIVALS: &str = "weir_kubernetes_rivals";
 
 const PROBES: &str = "weir_probes_total";
-/// What is asked: see [`crate::probe::Target`].
-const PROBE_KINDS: [&str; 3] = ["proxy", "port", "pods"];
+const OMITTED: &str = "weir_probe_targets_omitted";
 const TARGETS: &str = "weir_probe_targets";
 const NODES: &str = "weir_nodes";
 
@@ -75,24 +74,33 @@ pub(crate) fn begin() {
     describe_counter!(
         PROBES,
         Unit::Count,
-        "Questions to nodes and pods, by what was asked and the answer."
+        "Questions to nodes, pods and endpoints, by what was asked and the answer."
     );
     describe_gauge!(
         NODES,
         Unit::Count,
         "Nodes, by whether their node ports may be dialled."
     );
-    for kind in PROBE_KINDS {
-        for result in Answer::WORDS {
+    let kinds = [&Target::NODE_KINDS[..], &Target::ENDPOINT_KINDS];
+    for kind in kinds.into_iter().flatten().copied() {
+        for result in Answer::WORDS.into_iter().chain([Answer::UNASKED]) {
             counter!(PROBES, "kind" => kind, "result" => result).absolute(0);
         }
     }
     describe_gauge!(
         TARGETS,
         Unit::Count,
-        "Nodes, node ports and nodes' pods that are asked, by what their answers come to."
+        "Nodes, node ports, nodes' pods and endpoints that are asked, by what their answers come to."
     );
-    targets(&Verdicts::new());
+    describe_gauge!(
+        OMITTED,
+        Unit::Count,
+        "Endpoints whose health check is not asked: there are too many of a namespace or in all."
+    );
+    kinds
+        .iter()
+        .for_each(|kinds| targets(kinds, &Verdicts::new()));
+    omitted(0);
     nodes(&NodeCounts::default());
     for result in WRITE_RESULTS {
         counter!(WRITES, "result" => result).absolute(0);
@@ -137,23 +145,28 @@ pub(crate) fn rivals(left: usize, contested: usize) {
     }
 }
 
-/// A node or pod was asked, and answered so.
+/// A node, pod or endpoint was asked, and answered so.
 pub(crate) fn probed(kind: &'static str, result: &'static str) {
     counter!(PROBES, "kind" => kind, "result" => result).increment(1);
 }
 
-/// So the targets of probes stand now.
-pub(crate) fn targets(verdicts: &Verdicts) {
+/// So the targets of these kinds stand now.
+pub(crate) fn targets(kinds: &[&'static str], verdicts: &Verdicts) {
     let mut counts: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     for (target, answer) in verdicts {
         *counts.entry((target.kind(), answer.word())).or_default() += 1;
     }
-    for kind in PROBE_KINDS {
+    for &kind in kinds {
         for state in Answer::WORDS {
             let count = counts.get(&(kind, state)).copied().unwrap_or_default();
             gauge!(TARGETS, "kind" => kind, "state" => state).set(count);
         }
     }
+}
+
+/// So many endpoints are not asked for want of room.
+pub(crate) fn omitted(count: usize) {
+    gauge!(OMITTED).set(count as f64);
 }
 
 /// How many nodes there are.

@@ -177,8 +177,42 @@ pub enum Reason {
         /// How many are terminating.
         terminating: u32,
     },
+    /// Some of the endpoints do not pass their health check.
+    #[error(
+        "the health check of {count} of its endpoints fails ({shown}): they get no new connections until they pass it"
+    )]
+    UnhealthyEndpoints {
+        /// How many.
+        count: u32,
+        /// The first of them, and what each does.
+        shown: Arc<str>,
+    },
+    /// No endpoint of a port passes its health check.
+    #[error(
+        "port {port}: the health check of every endpoint fails ({shown}): they are used nevertheless; look at what the annotations weir.dev/health-check-* ask for, and whether this appliance reaches it"
+    )]
+    NoHealthyEndpoint {
+        /// The Service's port.
+        port: u16,
+        /// The first of them, and what each does.
+        shown: Arc<str>,
+    },
+    /// There are more endpoints to be checked than may be.
+    #[error(
+        "the health of {count} of its endpoints is not checked, for {most} is the most of {of}: they are used as their EndpointSlices say"
+    )]
+    EndpointsNotChecked {
+        /// How many are not.
+        count: usize,
+        /// How many may be.
+        most: usize,
+        /// Of a Service, a namespace, or this appliance.
+        of: &'static str,
+    },
     /// Only terminating endpoints are left, and they still serve.
-    #[error("every endpoint is terminating; {serving} that still serve are used")]
+    #[error(
+        "no other endpoint is usable than terminating ones; {serving} that still serve are used"
+    )]
     OnlyTerminatingEndpoints {
         /// How many.
         serving: u32,
@@ -503,6 +537,9 @@ codes!(
     MoreEndpointsRefused,
     PortNameMismatch,
     NoUsableEndpoint,
+    UnhealthyEndpoints,
+    NoHealthyEndpoint,
+    EndpointsNotChecked,
     OnlyTerminatingEndpoints,
     CrossFamily,
     ClientAddressNotKept,
@@ -583,6 +620,9 @@ impl Reason {
             | AnnotationIgnored { .. }
             | EndpointRefused { .. }
             | MoreEndpointsRefused { .. }
+            | UnhealthyEndpoints { .. }
+            | NoHealthyEndpoint { .. }
+            | EndpointsNotChecked { .. }
             | OnlyTerminatingEndpoints { .. }
             | CrossFamily { .. }
             | MaglevTooManyPorts { .. }

@@ -2,6 +2,7 @@
 //! column, and what would become of every Service. Opens no socket, asks no server, needs no root:
 //! it reads as the directory source reads, and translates as the control task translates.
 
+mod places;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use controlplane::translate::{Backends, Rules, View, translate};
 use crate::cli::CheckArgs;
 use crate::exit::{self, Usage};
 use crate::settings::{self, BackendsName, Layer, Settings};
+use places::Places;
 use report::Report;
 
 /// The source that the paths together play.
@@ -123,18 +125,23 @@ fn translate_all(all: &Scan, rules: &Rules, report: &mut Report) {
     let view = View {
         nodes: &nodes,
         verdicts: &Verdicts::new(),
+        health: &Verdicts::new(),
     };
     let mut translated = BTreeMap::new();
     for service in cluster.services() {
         let key = &service.meta.key;
         let slices: Vec<_> = cluster.slices_of(key).cloned().collect();
-        translated.insert(key.clone(), translate(service, &slices, view, rules));
+        let translation = translate(service, &slices, view, rules);
+        translated.insert(key.clone(), (translation, service.meta.location.as_ref()));
     }
     let malformed = malformed(all);
+    let mut places = Places::default();
     let keys: BTreeSet<&Key> = translated.keys().chain(malformed.keys()).collect();
     for key in keys {
         match (translated.get(key), malformed.get(key)) {
-            (Some(translation), _) => report.service(key, translation),
+            (Some((translation, at)), _) => {
+                report.service(key, translation, |annotation| places.of(*at, annotation));
+            }
             (None, problems) => report.malformed(key, problems.map_or(&[], Vec::as_slice)),
         }
     }

@@ -173,6 +173,7 @@ fn text(status: &ServiceStatus) -> String {
             "terminating": endpoints.terminating,
             "notReady": endpoints.not_ready,
             "refused": endpoints.refused,
+            "unhealthy": endpoints.unhealthy,
         },
         "reasons": reasons.collect::<Vec<_>>(),
     });

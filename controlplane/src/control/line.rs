@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use lb_core::table::{FrontendKey, Slot, Table};
 
+use super::checked::{Checked, Checks};
 use super::nodes::Nodes;
 use crate::allocate::{Allocator, Record};
 use crate::cluster::Cluster;
@@ -27,6 +28,7 @@ pub(super) struct Line {
     rules: Rules,
     cluster: Cluster,
     nodes: Nodes,
+    checked: Checked,
     /// Probes found something new about these.
     probed: BTreeSet<Key>,
     allocator: Allocator,
@@ -64,6 +66,8 @@ pub(super) struct Turn {
     pub vips: bool,
     /// What is to be asked of nodes and pods from now on, if it changed.
     pub wanted: Option<Wanted>,
+    /// And of endpoints.
+    pub checks: Option<Checks>,
     /// How many nodes there are, if it may have changed.
     pub nodes: Option<NodeCounts>,
 }
@@ -80,6 +84,7 @@ impl Line {
             rules,
             cluster: Cluster::new(expected),
             nodes: Nodes::default(),
+            checked: Checked::default(),
             probed: BTreeSet::new(),
             recorded: allocator.revision(),
             allocator,
@@ -100,9 +105,15 @@ impl Line {
         self.cluster.apply(source, event);
     }
 
-    /// What probes found.
+    /// What probes found of nodes.
     pub(super) fn found(&mut self, verdicts: Arc<Verdicts>) {
         let touched = self.nodes.found(verdicts);
+        self.probed.extend(touched);
+    }
+
+    /// And of endpoints.
+    pub(super) fn found_health(&mut self, verdicts: Arc<Verdicts>) {
+        let touched = self.checked.found(verdicts);
         self.probed.extend(touched);
     }
 
@@ -232,6 +243,8 @@ impl Line {
             turn.touched.insert(key);
         }
         turn.wanted = self.nodes.wanted();
+        turn.touched.append(&mut self.checked.take_touched());
+        turn.checks = self.checked.wanted();
         turn.table = new_table.then(|| self.compiler.freeze());
         let revision = self.allocator.revision();
         if std::mem::replace(&mut self.recorded, revision) != revision {
@@ -250,16 +263,20 @@ impl Line {
                 reasons: Vec::new(),
                 endpoints: EndpointCounts::default(),
                 probes: Vec::new(),
+                checks: Vec::new(),
             }),
             _ => self.cluster.service(key).map(|service| {
                 #[cfg(feature = "failpoints")]
                 failpoint(key);
                 let slices: Vec<_> = self.cluster.slices_of(key).cloned().collect();
-                translate(service, &slices, self.nodes.view(key), &self.rules)
+                let view = self.nodes.view(key, self.checked.verdicts());
+                translate(service, &slices, view, &self.rules)
             }),
         };
         let probes = now.as_ref().map_or(&[][..], |now| &now.probes);
         self.nodes.ask(key, probes);
+        let checks = now.as_ref().map_or(&[][..], |now| &now.checks);
+        self.checked.ask(key, checks);
         match now {
             Some(now) if self.translations.get(key) == Some(&now) => false,
             Some(now) => {
@@ -342,6 +359,7 @@ impl Line {
             reasons,
             endpoints,
             probes: _,
+            checks: _,
         } = self.translations.get(key)?;
         let mut status = ServiceStatus {
             key: key.clone(),
@@ -353,6 +371,7 @@ impl Line {
             settling: false,
         };
         status.reasons.extend(other);
+        status.reasons.extend(self.checked.reason(key));
         if self.cluster.is_held(key) {
             status.reasons.push(Reason::HeldByDeletionGuard);
         }

@@ -27,12 +27,13 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    /// What there is to see for the Service of this key.
-    pub(super) fn view(&self, key: &Key) -> View<'_> {
+    /// What there is to see for the Service of this key, and of the `health` of endpoints.
+    pub(super) fn view<'a>(&'a self, key: &Key, health: &'a Verdicts) -> View<'a> {
         let set = self.sets.get(&(key.source, Arc::clone(&key.cluster)));
         View {
             nodes: set.unwrap_or(&self.unknown),
             verdicts: &self.verdicts,
+            health,
         }
     }
 

@@ -25,7 +25,7 @@ use crate::compile::Compiler;
 use crate::kube_proxy;
 use crate::measure;
 use crate::object::{Event, Key, Kind, SourceId};
-use crate::probe::{self, Prober};
+use crate::probe::{self, Prober, Target};
 use crate::provider::{Intent, Provided, Standing};
 use crate::publish::Publisher;
 use crate::reason::CONFIRM;
@@ -50,12 +50,13 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
         rescan,
         mut said,
     } = Sources::start(settings, &events);
-    let prober = probe::start(&mut tasks);
+    let prober = probe::start(&mut tasks, probe::NODES);
+    let checker = probe::start(&mut tasks, probe::ENDPOINTS);
     let mut kube_proxy = settings
         .kubernetes
         .is_some()
         .then(|| kube_proxy::start(&mut tasks));
-    let mut task = Task::new(settings, keep, prober).await;
+    let mut task = Task::new(settings, keep, prober, checker).await;
     task.show();
     let mut burst: Option<Burst> = None;
     let mut batch = Vec::new();
@@ -79,8 +80,13 @@ pub(super) async fn run(settings: &Settings, keep: &mut Keep) {
             }
             () = reported.notified() => task.hear(),
             verdicts = task.prober.news() => {
-                measure::targets(&verdicts);
+                measure::targets(&Target::NODE_KINDS, &verdicts);
                 task.line.found(verdicts);
+                task.decide(std::time::Instant::now());
+            }
+            verdicts = task.checker.news() => {
+                measure::targets(&Target::ENDPOINT_KINDS, &verdicts);
+                task.line.found_health(verdicts);
                 task.decide(std::time::Instant::now());
             }
             () = task.vips.changed() => task.placed(),
@@ -150,6 +156,7 @@ struct Task<'a> {
     publisher: Publisher,
     vips: Vips,
     prober: Prober,
+    checker: Prober,
     statuses: Statuses,
     files: Option<StatusFiles>,
     problems: Arc<[Problem]>,
@@ -168,7 +175,12 @@ struct Task<'a> {
 }
 
 impl Task<'_> {
-    async fn new<'a>(settings: &'a Settings, keep: &'a mut Keep, prober: Prober) -> Task<'a> {
+    async fn new<'a>(
+        settings: &'a Settings,
+        keep: &'a mut Keep,
+        prober: Prober,
+        checker: Prober,
+    ) -> Task<'a> {
         let expected = settings
             .directories
             .iter()
@@ -193,6 +205,7 @@ impl Task<'_> {
             publisher,
             vips: Vips::start(settings.vip_interface.clone(), own, settings.drain_timeout).await,
             prober,
+            checker,
             statuses: Statuses::default(),
             problems: Arc::default(),
             said: BTreeMap::new(),
@@ -228,11 +241,16 @@ impl Task<'_> {
             record,
             vips,
             wanted,
+            checks,
             nodes,
         } = self.line.decide();
         self.watch_nodes();
         if let Some(wanted) = wanted {
             self.prober.want(wanted);
+        }
+        if let Some(checks) = checks {
+            self.checker.want(checks.wanted);
+            measure::omitted(checks.omitted);
         }
         if let Some(nodes) = nodes {
             measure::nodes(&nodes);

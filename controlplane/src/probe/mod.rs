@@ -1,9 +1,12 @@
 //! Do the nodes answer? Asked several times a second of every node that a Service dials at its node
-//! ports, and, for Services that may choose, of the pods behind it.
+//! ports, and, for Services that may choose, of the pods behind it. And do endpoints? Asked of those
+//! whose Service says so by annotation, as often as it says.
 //!
-//! `translate` says what it has to know of each Service ([`Probe`]) and reads what was found
-//! ([`Verdicts`]); the control task puts the questions of all Services together.
+//! `translate` says what it has to know of each Service ([`Probe`], [`Target::Endpoint`]) and reads what
+//! was found ([`Verdicts`]); the control task puts the questions of all Services together. Nodes and
+//! endpoints are asked by two tasks of the same code, so that no tenant's endpoints keep a node waiting.
 //!
+//! - `health` (PURE): what a Service may say of its endpoints' check, and how much of it there may be;
 //! - `checks` (PURE): when to ask what, and what the answers make of a target;
 //! - `answer` (PURE): the head of an HTTP response;
 //! - `run`: the thin I/O around them, on the control task's runtime.
@@ -17,14 +20,20 @@
 
 mod answer;
 mod checks;
+mod health;
 mod run;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::object::SourceId;
 
+pub use self::health::{
+    Ask, HealthCheck, INTERVAL, MAX_OF_ALL, MAX_OF_SERVICE, MAX_OF_TENANT, MAX_PATH, THRESHOLD,
+    TIMEOUT, Tenant,
+};
 pub(crate) use self::run::{Prober, start};
 
 /// The port of kube-proxy's own health (`--healthz-bind-address`).
@@ -40,18 +49,68 @@ pub enum Target {
     /// Are pods of this node reachable? A connection to any of its endpoints; that they refuse is an
     /// answer too.
     Pods(SourceId, Arc<str>, Arc<str>),
+    /// An endpoint, at the port that is asked.
+    Endpoint(SocketAddr, Arc<HealthCheck>),
 }
 
 impl Target {
+    /// Every word of [`Target::kind`] for nodes.
+    pub const NODE_KINDS: [&str; 3] = ["proxy", "port", "pods"];
+    /// And for endpoints.
+    pub const ENDPOINT_KINDS: [&str; 1] = ["endpoint"];
+
     /// The word for it in metrics.
     pub fn kind(&self) -> &'static str {
         match self {
             Target::Proxy(_) => "proxy",
             Target::Port(_) => "port",
             Target::Pods(..) => "pods",
+            Target::Endpoint(..) => "endpoint",
+        }
+    }
+
+    /// For whom alone it is asked.
+    pub(crate) fn tenant(&self) -> Option<&Tenant> {
+        match self {
+            Target::Proxy(_) | Target::Port(_) | Target::Pods(..) => None,
+            Target::Endpoint(_, check) => Some(&check.tenant),
         }
     }
 }
+
+/// How much one task asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Questions that are open at once.
+    open: usize,
+    /// And those of one tenant.
+    open_of_one: usize,
+    /// Each target more makes every interval at least so long.
+    spacing: Duration,
+    /// Targets that come together are first asked so far apart.
+    stagger: Duration,
+    /// News waits this long for more.
+    settle: Duration,
+}
+
+/// Of nodes: 1,000 questions a second at the most. Their first answers come close together.
+pub(crate) const NODES: Limits = Limits {
+    open: 256,
+    open_of_one: 256,
+    spacing: Duration::from_millis(1),
+    stagger: Duration::ZERO,
+    settle: Duration::from_millis(10),
+};
+
+/// Of endpoints: as many again. Eight tenants whose endpoints are all silent do not yet keep a ninth
+/// waiting. Verdicts that turn as fast as annotations allow cost ten decisions a second, not more.
+pub(crate) const ENDPOINTS: Limits = Limits {
+    open: 256,
+    open_of_one: 32,
+    spacing: Duration::from_millis(1),
+    stagger: Duration::from_millis(1),
+    settle: Duration::from_millis(100),
+};
 
 /// A question that a Service has: of what, and where to ask it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,6 +148,8 @@ pub enum Answer {
     Refused,
     /// HTTP, and neither 200 nor 503; or none.
     Odd,
+    /// Of an endpoint: HTTP, and not 200 to 399.
+    Status(u16),
     /// No answer in time, or no way there.
     Silent,
 }
@@ -96,6 +157,8 @@ pub enum Answer {
 impl Answer {
     /// Every word of [`Answer::word`].
     pub const WORDS: [&str; 5] = ["good", "draining", "refused", "odd", "silent"];
+    /// The word for a question that could not be asked: this machine is short of something.
+    pub const UNASKED: &str = "unasked";
 
     /// The word for it in metrics.
     pub fn word(self) -> &'static str {
@@ -103,14 +166,14 @@ impl Answer {
             Answer::Good(_) => "good",
             Answer::Draining => "draining",
             Answer::Refused => "refused",
-            Answer::Odd => "odd",
+            Answer::Odd | Answer::Status(_) => "odd",
             Answer::Silent => "silent",
         }
     }
 
-    /// Do they mean the same, whatever the weight?
-    fn is_as(self, other: Answer) -> bool {
-        std::mem::discriminant(&self) == std::mem::discriminant(&other)
+    /// Does it give work?
+    pub fn is_good(self) -> bool {
+        matches!(self, Answer::Good(_))
     }
 }
 

@@ -6,6 +6,7 @@ use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -14,11 +15,13 @@ use tokio::time::{sleep_until, timeout};
 
 use super::answer::{self, MAX_HEAD};
 use super::checks::{Checks, Question};
-use super::{Answer, Target, Verdicts, Wanted};
+use super::{Answer, Ask, Limits, Target, Verdicts, Wanted};
 use crate::measure;
 
-/// News waits this long for more: the first answers of many nodes come close together.
-const SETTLE: Duration = Duration::from_millis(10);
+/// Of an endpoint's response so much is read behind its status, and for so long: a server whose answer is
+/// cut short logs that, every few seconds.
+const MAX_REST: u64 = 16_384;
+const REST: Duration = Duration::from_millis(250);
 
 /// The way to the task that asks.
 #[derive(Debug)]
@@ -48,19 +51,24 @@ impl Prober {
 }
 
 /// Starts to ask, as one of `tasks`.
-pub(crate) fn start(tasks: &mut JoinSet<()>) -> Prober {
+pub(crate) fn start(tasks: &mut JoinSet<()>, limits: Limits) -> Prober {
     let (wanted, wants) = watch::channel(Wanted::new());
     let (say, verdicts) = watch::channel(Arc::default());
     // For jitter: where there is no chance any number will do.
     let mut seed = [0; 8];
     let _ = getrandom::fill(&mut seed);
-    tasks.spawn(run(wants, say, u64::from_ne_bytes(seed)));
+    let checks = Checks::new(limits, u64::from_ne_bytes(seed));
+    tasks.spawn(run(wants, say, checks, limits.settle));
     Prober { wanted, verdicts }
 }
 
-async fn run(mut wants: watch::Receiver<Wanted>, say: watch::Sender<Arc<Verdicts>>, seed: u64) {
-    let mut checks = Checks::new(seed);
-    let mut open: JoinSet<(Target, Answer)> = JoinSet::new();
+async fn run(
+    mut wants: watch::Receiver<Wanted>,
+    say: watch::Sender<Arc<Verdicts>>,
+    mut checks: Checks,
+    settle: Duration,
+) {
+    let mut open: JoinSet<(Target, Option<Answer>)> = JoinSet::new();
     // When what is new is said.
     let mut saying: Option<Instant> = None;
     loop {
@@ -78,7 +86,8 @@ async fn run(mut wants: watch::Receiver<Wanted>, say: watch::Sender<Arc<Verdicts
                 while let Some(one) = ended {
                     match one {
                         Ok((target, answer)) => {
-                            measure::probed(target.kind(), answer.word());
+                            let word = answer.map_or(Answer::UNASKED, Answer::word);
+                            measure::probed(target.kind(), word);
                             news |= checks.answered(&target, answer, Instant::now());
                         }
                         Err(error) => {
@@ -101,36 +110,61 @@ async fn run(mut wants: watch::Receiver<Wanted>, say: watch::Sender<Arc<Verdicts
             }
         }
         if news && saying.is_none() {
-            saying = Some(Instant::now() + SETTLE);
+            saying = Some(Instant::now() + settle);
         }
     }
 }
 
-async fn ask(question: Question) -> (Target, Answer) {
+/// Asks; no answer where it could not be asked for a reason that lies here.
+async fn ask(question: Question) -> (Target, Option<Answer>) {
     let Question {
         target,
         at,
         timeout: patience,
     } = question;
+    // Whose answer is known while the rest of it is on its way.
+    let mut left = None;
+    let connected = || async { connect(at).await.map(|_| Answer::Good(None)) };
     let asked = async {
         match &target {
             Target::Proxy(_) => healthz(at).await,
-            Target::Port(_) => connect(at).await.map(|_| Answer::Good(None)),
+            Target::Port(_) => connected().await,
             // Refused by the pod itself, or for it: there is a way.
-            Target::Pods(..) => match connect(at).await {
+            Target::Pods(..) => match connected().await {
                 Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
                     Ok(Answer::Good(None))
                 }
-                found => found.map(|_| Answer::Good(None)),
+                found => found,
+            },
+            Target::Endpoint(_, check) => match &check.ask {
+                Ask::Tcp => connected().await,
+                Ask::Http(path) => status(at, path, &mut left).await,
             },
         }
     };
     let answer = match timeout(patience, asked).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Answer::Refused,
-        Ok(Err(_)) | Err(_) => Answer::Silent,
+        Ok(Ok(answer)) => Some(answer),
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => Some(Answer::Refused),
+        Ok(Err(error)) if is_ours(&error) => None,
+        Ok(Err(_)) | Err(_) => Some(Answer::Silent),
     };
+    if let Some(stream) = left {
+        let mut rest = TcpStream::take(stream, MAX_REST);
+        let _ = timeout(REST, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+    }
     (target, answer)
+}
+
+/// This machine has no descriptor, memory or local port left, which says nothing of who was to be asked.
+fn is_ours(error: &io::Error) -> bool {
+    const OURS: [Errno; 5] = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::NOMEM,
+        Errno::NOBUFS,
+        Errno::ADDRNOTAVAIL,
+    ];
+    Errno::from_io_error(error).is_some_and(|errno| OURS.contains(&errno))
 }
 
 /// A connection, which is reset when it is dropped: nothing was sent, and many in TIME_WAIT would
@@ -142,17 +176,39 @@ async fn connect(at: SocketAddr) -> io::Result<TcpStream> {
 }
 
 async fn healthz(at: SocketAddr) -> io::Result<Answer> {
+    let mut stream = get(at, "/healthz").await?;
+    head(&mut stream, answer::read).await
+}
+
+/// The status of an endpoint; the rest of its answer is `left` to be let go in peace.
+async fn status(at: SocketAddr, path: &str, left: &mut Option<TcpStream>) -> io::Result<Answer> {
+    let mut stream = get(at, path).await?;
+    let answer = head(&mut stream, answer::read_status).await?;
+    *left = Some(stream);
+    Ok(answer)
+}
+
+/// Sends a request.
+async fn get(at: SocketAddr, path: &str) -> io::Result<TcpStream> {
     let mut stream = connect(at).await?;
     let request = format!(
-        "GET /healthz HTTP/1.1\r\nHost: {at}\r\nUser-Agent: weir\r\nConnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: weir\r\nAccept: */*\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await?;
+    Ok(stream)
+}
+
+/// What `read` makes of the head of the response.
+async fn head(
+    stream: &mut TcpStream,
+    read: fn(&[u8], bool) -> Option<Answer>,
+) -> io::Result<Answer> {
     let mut head = [0; MAX_HEAD];
     let mut filled = 0;
     loop {
         let count = stream.read(&mut head[filled..]).await?;
         filled += count;
-        if let Some(answer) = answer::read(&head[..filled], count == 0) {
+        if let Some(answer) = read(&head[..filled], count == 0) {
             return Ok(answer);
         }
     }
@@ -162,7 +218,7 @@ async fn healthz(at: SocketAddr) -> io::Result<Answer> {
 mod tests {
     use tokio::net::TcpListener;
 
-    use super::super::Probe;
+    use super::super::{HealthCheck, NODES, Probe, Tenant};
     use super::*;
     use crate::object::SourceId;
 
@@ -182,8 +238,25 @@ mod tests {
         (listener, at)
     }
 
+    fn endpoint(at: SocketAddr, ask: Ask) -> Target {
+        let tenant = Tenant {
+            source: SourceId(0),
+            cluster: "".into(),
+            namespace: "n".into(),
+        };
+        let check = HealthCheck {
+            ask,
+            ..HealthCheck::new(tenant)
+        };
+        Target::Endpoint(at, Arc::new(check))
+    }
+
     /// Answers one connection with `text`, and leaves it open if that is no whole answer.
-    async fn served(text: &'static str) -> Answer {
+    async fn served(
+        text: &'static str,
+        path: &str,
+        target: impl Fn(SocketAddr) -> Target,
+    ) -> Option<Answer> {
         let (listener, at) = listener().await;
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -192,21 +265,61 @@ mod tests {
             stream.write_all(text.as_bytes()).await.expect("written");
             String::from_utf8_lossy(&request[..count]).into_owned()
         });
-        let (_, answer) = ask(question(Target::Proxy(at), at)).await;
+        let (_, answer) = ask(question(target(at), at)).await;
         let request = server.await.expect("a server");
-        assert!(
-            request.starts_with("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:"),
-            "{request}"
-        );
+        let begin = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:");
+        assert!(request.starts_with(&begin), "{request}");
         answer
     }
 
     #[tokio::test]
     async fn a_service_proxy_is_asked_for_its_health() {
-        let good = served("HTTP/1.1 200 OK\r\nX-Load-Balancing-Endpoint-Weight: 2\r\n\r\n{}").await;
-        assert_eq!(good, Answer::Good(Some(2)));
-        assert_eq!(served("HTTP/1.1 503 No\r\n\r\n").await, Answer::Draining);
-        assert_eq!(served("what?").await, Answer::Odd);
+        for (text, answer) in [
+            (
+                "HTTP/1.1 200 OK\r\nX-Load-Balancing-Endpoint-Weight: 2\r\n\r\n{}",
+                Answer::Good(Some(2)),
+            ),
+            ("HTTP/1.1 503 No\r\n\r\n", Answer::Draining),
+            ("what?", Answer::Odd),
+        ] {
+            let found = served(text, "/healthz", Target::Proxy).await;
+            assert_eq!(found, Some(answer), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_is_asked_for_a_path_or_for_a_connection() {
+        let http = |at| endpoint(at, Ask::Http("/ready?x=1".into()));
+        for (text, answer) in [
+            ("HTTP/1.1 302 Found\r\n", Answer::Good(None)),
+            ("HTTP/1.1 200 OK\r\n\r\nhello", Answer::Good(None)),
+            ("HTTP/1.1 500 No\r\n\r\n", Answer::Status(500)),
+            ("what?", Answer::Odd),
+            ("", Answer::Odd),
+        ] {
+            let found = served(text, "/ready?x=1", http).await;
+            assert_eq!(found, Some(answer), "{text}");
+        }
+        let (listener, at) = listener().await;
+        let tcp = || ask(question(endpoint(at, Ask::Tcp), at));
+        assert_eq!(tcp().await.1, Some(Answer::Good(None)));
+        drop(listener);
+        assert_eq!(tcp().await.1, Some(Answer::Refused));
+    }
+
+    #[test]
+    fn what_is_short_here_says_nothing_of_who_was_to_be_asked() {
+        for (errno, ours) in [
+            (Errno::MFILE, true),
+            (Errno::ADDRNOTAVAIL, true),
+            (Errno::HOSTUNREACH, false),
+            (Errno::NETUNREACH, false),
+            (Errno::CONNRESET, false),
+            (Errno::ACCESS, false),
+        ] {
+            assert_eq!(is_ours(&errno.into()), ours, "{errno}");
+        }
+        assert!(!is_ours(&ErrorKind::UnexpectedEof.into()));
     }
 
     #[tokio::test]
@@ -214,12 +327,12 @@ mod tests {
         let pods = Target::Pods(SourceId(0), "".into(), "n".into());
         let (listener, at) = listener().await;
         let (_, answer) = ask(question(Target::Port(at), at)).await;
-        assert_eq!(answer, Answer::Good(None));
+        assert_eq!(answer, Some(Answer::Good(None)));
         drop(listener);
         let (_, answer) = ask(question(Target::Port(at), at)).await;
-        assert_eq!(answer, Answer::Refused);
+        assert_eq!(answer, Some(Answer::Refused));
         let (_, answer) = ask(question(pods, at)).await;
-        assert_eq!(answer, Answer::Good(None), "there is a way");
+        assert_eq!(answer, Some(Answer::Good(None)), "there is a way");
     }
 
     #[tokio::test]
@@ -230,14 +343,14 @@ mod tests {
             ..question(Target::Proxy(at), at)
         };
         let (_, answer) = ask(asked).await;
-        assert_eq!(answer, Answer::Silent);
+        assert_eq!(answer, Some(Answer::Silent));
     }
 
     #[tokio::test]
     async fn what_is_wanted_is_asked_and_told() {
         let (listener, at) = listener().await;
         let mut tasks = JoinSet::new();
-        let mut prober = start(&mut tasks);
+        let mut prober = start(&mut tasks, NODES);
         let target = Target::Port(at);
         let mut wanted = Wanted::new();
         let probe = Probe {

@@ -187,6 +187,8 @@ fn about(reason: &Reason) -> (&'static str, String) {
         Reason::MoreEndpointsRefused { .. } | Reason::TooManyBackends { .. } => String::new(),
         Reason::NoEligibleNode { .. } | Reason::NoHealthyNode { .. } => String::new(),
         Reason::PodsUnreachable { .. } | Reason::NoFallback { .. } => String::new(),
+        Reason::UnhealthyEndpoints { .. } | Reason::EndpointsNotChecked { .. } => String::new(),
+        Reason::NoHealthyEndpoint { port, .. } => port.to_string(),
         other => other.to_string(),
     };
     (reason.code(), of)

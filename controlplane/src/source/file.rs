@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::field::FieldError;
+use super::field::{FieldError, Step};
 use super::parse::{ObjectError, Reader};
 use super::place::{Position, excerpt, locate};
 use super::text::{self, Document, Format};
@@ -113,6 +113,18 @@ fn place(path: &Arc<PathBuf>, at: Position) -> Location {
         line: at.line,
         column: at.column,
     }
+}
+
+/// Where in the text of its file the annotation `name` of the object at `object` stands, or as much of the
+/// way there as there is.
+pub fn place_of_annotation(text: &str, object: &Location, name: &str) -> Location {
+    let at = Position {
+        line: object.line,
+        column: object.column,
+    };
+    let path = ["metadata", "annotations", name].map(|field| Step::Field(field.to_owned()));
+    let text = text.trim_start_matches('\u{feff}');
+    place(&object.file, locate(text, at, &path))
 }
 
 fn keeping(problem: &str, kept: usize) -> String {

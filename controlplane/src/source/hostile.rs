@@ -63,6 +63,7 @@ fn compile(file: &File) {
     let view = View {
         nodes: &NodeSet::new(true, nodes, &rules),
         verdicts: &Verdicts::new(),
+        health: &Verdicts::new(),
     };
     let mut compiler = Compiler::new(HashKey([1; 16]), Defaults::default());
     let mut vip = Ipv4Addr::new(198, 18, 0, 0);

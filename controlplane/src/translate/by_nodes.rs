@@ -191,7 +191,7 @@ impl<'a> ByNodes<'a> {
             None if hope => return Stand::Active(None),
             None => return Stand::Draining,
             Some(Answer::Silent) => true,
-            Some(Answer::Refused | Answer::Odd) => false,
+            Some(Answer::Refused | Answer::Odd | Answer::Status(_)) => false,
         };
         let port = match protocol {
             Protocol::Tcp => self.verdict(Target::Port(at), at),

@@ -7,8 +7,9 @@
 //!
 //! The line through the module: `gate` admits the Service, `addressing` says which VIPs it
 //! wants, `endpoints` judges and counts what the slices list (`guard` refuses addresses),
-//! `ports` chooses the backends, `by_nodes` where nodes are dialled in the place of pods, `auto`
-//! where that is to be found out, `source_ranges` and `options` make the policy.
+//! `ports` chooses the backends, `health` takes out those whose check fails, `by_nodes` where nodes are
+//! dialled in the place of pods, `auto` where that is to be found out, `source_ranges` and `options` make
+//! the policy.
 //!
 //! Fields that are not read, on purpose: `targetPort` (slices carry the number), `externalIPs` and
 //! `status` (anybody may write the one, and the other is output), `appProtocol` (a hint),
@@ -23,6 +24,7 @@ mod by_nodes;
 mod endpoints;
 mod gate;
 mod guard;
+mod health;
 mod options;
 mod ports;
 mod source_ranges;
@@ -36,10 +38,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::load_balancer::{Addressing, LoadBalancer, Translation};
+use crate::load_balancer::{Addressing, EndpointCounts, LoadBalancer, Translation};
 use crate::nodes::{NodeSet, Selector};
 use crate::object::{EndpointSlice, Family, Service};
-use crate::probe::{Probe, Verdicts};
+use crate::probe::{Probe, Target, Verdicts};
 use crate::reason::Reason;
 
 use gate::Front;
@@ -67,8 +69,18 @@ pub enum Backends {
 pub struct View<'a> {
     /// The nodes of its cluster.
     pub nodes: &'a NodeSet,
-    /// What probes found.
+    /// What probes found of nodes.
     pub verdicts: &'a Verdicts,
+    /// And of endpoints.
+    pub health: &'a Verdicts,
+}
+
+/// What the ports have to have asked, and what answers say of their endpoints.
+#[derive(Default)]
+struct Found {
+    probes: BTreeSet<Probe>,
+    checks: BTreeSet<Target>,
+    failing: BTreeSet<IpAddr>,
 }
 
 /// The appliance's settings that change what a Service means. Addresses are canonical: no v4-mapped
@@ -122,10 +134,10 @@ pub fn translate<'a>(
     rules: &Rules,
 ) -> Translation {
     let mut reasons = Vec::new();
-    let mut probes = BTreeSet::new();
+    let mut found = Found::default();
     let own = slices.into_iter().filter(|slice| belongs(slice, service));
     let endpoints = endpoints::gather(own.map(|slice| &**slice), rules);
-    let load_balancer = serve(service, &endpoints, view, rules, &mut probes, &mut reasons);
+    let load_balancer = serve(service, &endpoints, view, rules, &mut found, &mut reasons);
     if load_balancer.is_some() {
         endpoints.refusals(&mut reasons);
     }
@@ -134,8 +146,12 @@ pub fn translate<'a>(
     Translation {
         load_balancer: load_balancer.map(Arc::new),
         reasons,
-        endpoints: endpoints.counts,
-        probes: probes.into_iter().collect(),
+        endpoints: EndpointCounts {
+            unhealthy: found.failing.len().try_into().unwrap_or(u32::MAX),
+            ..endpoints.counts
+        },
+        probes: found.probes.into_iter().collect(),
+        checks: found.checks.into_iter().collect(),
     }
 }
 
@@ -154,7 +170,7 @@ fn serve(
     endpoints: &endpoints::Endpoints<'_>,
     view: View<'_>,
     rules: &Rules,
-    probes: &mut BTreeSet<Probe>,
+    found: &mut Found,
     reasons: &mut Vec<Reason>,
 ) -> Option<LoadBalancer> {
     let front = match gate::admit(service, rules) {
@@ -184,7 +200,7 @@ fn serve(
         dialled,
         view,
     };
-    let ports = ports::ports(asked, endpoints, probes, reasons);
+    let ports = ports::ports(asked, endpoints, found, reasons);
     if ports.is_empty() {
         return None;
     }

@@ -94,9 +94,23 @@ fn best<T: PartialEq>(
     reasons: &mut Vec<Reason>,
     parse: impl Fn(&str) -> Option<T>,
 ) -> Option<T> {
+    best_named(service, meaning, reasons, parse).map(|(_, value)| value)
+}
+
+/// And the annotation that says it.
+pub(super) fn best_named<'a, T: PartialEq>(
+    service: &'a Service,
+    meaning: Meaning,
+    reasons: &mut Vec<Reason>,
+    parse: impl Fn(&str) -> Option<T>,
+) -> Option<(&'a str, T)> {
     let mut chosen: Option<(&str, T)> = None;
     for (name, value) in annotations::of(&service.meta.annotations, meaning) {
-        match (parse(value.trim()), &chosen) {
+        let value = value.trim();
+        if value.is_empty() {
+            continue;
+        }
+        match (parse(value), &chosen) {
             (None, _) => reasons.push(Reason::BadAnnotation {
                 annotation: shown(name),
                 problem: format!("\"{}\" is not {}", shown(value), expected(meaning)).into(),
@@ -108,7 +122,7 @@ fn best<T: PartialEq>(
             (Some(_), Some(_)) => {}
         }
     }
-    chosen.map(|(_, value)| value)
+    chosen
 }
 
 fn expected(meaning: Meaning) -> &'static str {
@@ -117,12 +131,25 @@ fn expected(meaning: Meaning) -> &'static str {
             "one of consistent, maglev, round-robin, random, least-connections; consistent is used"
         }
         Meaning::Backends => "one of pods, nodes, auto; what --backends says is used",
+        Meaning::HealthProtocol => {
+            "tcp, http or none; http is used where a path is given, else tcp"
+        }
+        Meaning::HealthPort => "a port from 1 to 65535, or traffic-port, which is used",
+        Meaning::HealthPath => {
+            "a path that begins with / and has 1,024 characters of ASCII without blanks at most; / is used"
+        }
+        Meaning::HealthInterval => "a time from 1s to 300s; 5s is used",
+        Meaning::HealthTimeout => {
+            "a time from 1s to 60s; 2s is used, or the interval if it is shorter"
+        }
+        Meaning::Healthy => "a number from 1 to 10; 2 is used",
+        Meaning::Unhealthy => "a number from 1 to 10; 3 is used",
         _ => "a time from 1s to 168h, as in 90s or 1h30m; the default is used",
     }
 }
 
 /// Seconds as a bare number, or numbers with the units h, m, s as Go writes them (`1h30m`).
-fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let number = |digits: &str| -> Option<u64> {
         let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
         plain.then(|| digits.parse().ok()).flatten()
@@ -158,10 +185,6 @@ pub fn ignored(service: &Service, reasons: &mut Vec<Reason>) {
     };
     const DRAIN: &str = "connections of a removed endpoint are never cut";
     for (meaning, problem) in [
-        (
-            Meaning::HealthCheck,
-            "endpoints are not probed; their conditions in the EndpointSlices decide",
-        ),
         (Meaning::DrainTimeout, DRAIN),
         (
             Meaning::Interface,

@@ -8,14 +8,14 @@ use lb_core::table::{Backend, BackendState, Protocol};
 
 use crate::load_balancer::Port;
 use crate::object::{Family, PortProtocol, Service, ServicePort, TrafficPolicy};
-use crate::probe::Probe;
 use crate::reason::Reason;
 
 use super::by_nodes::ByNodes;
 use super::endpoints::{Candidate, Endpoints, Hint, State};
 use super::gate::Front;
+use super::health::Health;
 use super::text::shown;
-use super::{Backends, View, auto};
+use super::{Backends, Found, View, auto};
 
 /// Most backends of one Service, over all its ports: the largest pool four times. Each takes some
 /// 300 bytes until it is served, and ports times endpoints are written in few: without an end, a
@@ -44,7 +44,7 @@ pub(super) struct Asked<'a> {
 pub(super) fn ports(
     asked: Asked<'_>,
     endpoints: &Endpoints<'_>,
-    probes: &mut BTreeSet<Probe>,
+    found: &mut Found,
     reasons: &mut Vec<Reason>,
 ) -> Vec<Port> {
     let Asked {
@@ -57,12 +57,19 @@ pub(super) fn ports(
     let by_nodes = match asked.dialled {
         Backends::Pods => false,
         Backends::Nodes => true,
-        Backends::Auto => auto::falls_back(service, &served, endpoints, view, probes, reasons),
+        Backends::Auto => {
+            let probes = &mut found.probes;
+            auto::falls_back(service, &served, endpoints, view, probes, reasons)
+        }
     };
     if by_nodes && service.client_ip_affinity.is_some() {
         reasons.push(Reason::AffinityAtNodes);
     }
     let mut nodes = by_nodes.then(|| ByNodes::new(service, view));
+    let mut health = match by_nodes {
+        true => Health::of_nodes(service, view, reasons),
+        false => Health::of(service, view, reasons),
+    };
     let sizes = served.iter().map(|served| match &nodes {
         Some(nodes) => nodes.size(),
         None => endpoints.size_of(served.port),
@@ -78,7 +85,11 @@ pub(super) fn ports(
         .map(|served| {
             let choice = match &mut nodes {
                 Some(nodes) => nodes.choose(&served, endpoints, reasons),
-                None => choose(served.port, service.external_traffic_policy, endpoints),
+                None => {
+                    let mut all = [Family::V4, Family::V6].map(|f| endpoints.of(served.port, f));
+                    health.sort_out(&served, &mut all, reasons);
+                    choose(&all, service.external_traffic_policy)
+                }
             };
             explain(served.port, &choice, families, endpoints, reasons);
             let backends = |family| {
@@ -96,7 +107,11 @@ pub(super) fn ports(
             }
         })
         .collect();
-    probes.extend(nodes.map(|nodes| nodes.probes).unwrap_or_default());
+    let probes = nodes.map(|nodes| nodes.probes);
+    found.probes.extend(probes.unwrap_or_default());
+    health.explain(reasons);
+    found.checks = health.checks;
+    found.failing = health.failing;
     made.sort_unstable_by_key(|port| (port.port, port.protocol));
     made
 }
@@ -212,11 +227,10 @@ impl Choice {
     }
 }
 
-fn choose(port: &ServicePort, policy: TrafficPolicy, endpoints: &Endpoints<'_>) -> Choice {
-    let of = |family| usable(&endpoints.of(port, family), policy);
+fn choose([v4, v6]: &[Vec<Candidate<'_>>; 2], policy: TrafficPolicy) -> Choice {
     Choice {
-        v4: of(Family::V4),
-        v6: of(Family::V6),
+        v4: usable(v4, policy),
+        v6: usable(v6, policy),
         without_node: false,
     }
 }

@@ -4,7 +4,7 @@
 use std::fmt::{self, Write};
 
 use controlplane::load_balancer::Translation;
-use controlplane::object::Key;
+use controlplane::object::{Key, Location};
 use controlplane::reason::{Reason, Severity};
 use controlplane::source::{Level, Problem};
 use lb_core::table::Protocol;
@@ -52,8 +52,13 @@ impl Report {
         }
     }
 
-    /// One Service and what it means.
-    pub fn service(&mut self, key: &Key, translation: &Translation) {
+    /// One Service and what it means; `place` says where one of its annotations stands.
+    pub fn service(
+        &mut self,
+        key: &Key,
+        translation: &Translation,
+        mut place: impl FnMut(&str) -> Option<Location>,
+    ) {
         let text = &mut self.services;
         let _ = match &translation.load_balancer {
             Some(lb) => {
@@ -79,7 +84,12 @@ impl Report {
             }
         };
         for reason in &translation.reasons {
-            let _ = writeln!(text, "  {}: {reason}", reason.code());
+            let _ = write!(text, "  {}: {reason}", reason.code());
+            let at = annotation(reason).and_then(&mut place);
+            let _ = match at {
+                Some(at) => writeln!(text, " ({at})"),
+                None => writeln!(text),
+            };
             self.errors += usize::from(is_mistake(reason));
         }
     }
@@ -93,6 +103,16 @@ impl Report {
             let reason = Reason::Malformed { problem };
             let _ = writeln!(self.services, "  {}: {reason}", reason.code());
         }
+    }
+}
+
+/// The annotation that a reason is about.
+fn annotation(reason: &Reason) -> Option<&str> {
+    match reason {
+        Reason::BadAnnotation { annotation, .. }
+        | Reason::AnnotationIgnored { annotation, .. }
+        | Reason::Ignored { annotation } => Some(annotation),
+        _ => None,
     }
 }
 

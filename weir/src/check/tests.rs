@@ -99,6 +99,34 @@ fn what_was_asked_and_is_refused_is_an_error() {
 }
 
 #[test]
+fn an_annotation_that_is_not_as_it_should_be_has_its_place() {
+    let directory = tempfile::tempdir().expect("temp");
+    let asked = SERVICE.replace(
+        "metadata: {name: web, namespace: shop}",
+        "metadata:\n  name: web\n  namespace: shop\n  annotations:\n    weir.dev/health-check-port: http\n    weir.dev/health-check-pth: /x",
+    );
+    let path = write(&directory, "a.yaml", &format!("# first\n---\n{asked}"));
+    let (found, good) = text(std::slice::from_ref(&path));
+    assert!(good, "notes are no errors: {found}");
+    let name = path.display();
+    for line in [
+        format!(
+            "  BadAnnotation: annotation weir.dev/health-check-port: \"http\" is not a port from 1 to 65535, or traffic-port, which is used ({name}:9:33)\n"
+        ),
+        format!("is weir.dev/health-check-path meant? ({name}:10:32)\n"),
+    ] {
+        assert!(found.contains(&line), "{line}: {found}");
+    }
+    // The check itself is good.
+    let good = asked
+        .replace("port: http", "port: \"8081\"")
+        .replace("pth", "path");
+    let path = write(&directory, "b.yaml", &good);
+    let (found, _) = text(&[path]);
+    assert!(!found.contains("Annotation"), "{found}");
+}
+
+#[test]
 fn settings_are_judged_and_used() {
     let directory = tempfile::tempdir().expect("temp");
     let manifest = write(&directory, "a.yaml", SERVICE);

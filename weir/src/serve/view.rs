@@ -224,6 +224,7 @@ fn backends(page: &mut Page, snapshot: &Snapshot) {
             terminating,
             not_ready,
             refused,
+            unhealthy,
         } = endpoints(status);
         let states = [
             ("ready", ready),
@@ -231,6 +232,7 @@ fn backends(page: &mut Page, snapshot: &Snapshot) {
             ("terminating", terminating),
             ("not_ready", not_ready),
             ("refused", refused),
+            ("unhealthy", unhealthy),
         ];
         for (state, count) in states {
             let labels = [
@@ -277,6 +279,7 @@ fn endpoints(status: &ServiceStatus) -> Endpoints {
         terminating: counts.terminating,
         not_ready: counts.not_ready,
         refused: counts.refused,
+        unhealthy: counts.unhealthy,
     }
 }
 

@@ -9,6 +9,7 @@ mod support;
 mod abuse;
 mod endpoints;
 mod faults;
+mod health;
 mod life;
 mod policy;
 mod ports;

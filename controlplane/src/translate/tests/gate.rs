@@ -218,12 +218,6 @@ fn what_is_not_built_refuses_the_service_and_says_so() {
 #[test]
 fn optional_wishes_are_noted_and_the_service_is_served() {
     for (name, value, code) in [
-        ("weir.dev/health-check-port", "8080", "AnnotationIgnored"),
-        (
-            "service.beta.kubernetes.io/aws-load-balancer-healthcheck-path",
-            "/",
-            "AnnotationIgnored",
-        ),
         ("weir.dev/drain-timeout", "30s", "AnnotationIgnored"),
         ("weir.dev/interface", "eth0", "AnnotationIgnored"),
         ("kube-vip.io/loadbalancerHostname", "x", "AnnotationIgnored"),

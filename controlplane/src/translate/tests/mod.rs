@@ -5,6 +5,7 @@ mod addressing;
 mod dump;
 mod endpoints;
 mod gate;
+mod health;
 mod nodes;
 mod policy;
 mod properties;
@@ -151,6 +152,7 @@ fn run_with(service: &Service, slices: Vec<EndpointSlice>, rules: &Rules) -> Tra
     let view = View {
         nodes: &NodeSet::default(),
         verdicts: &Verdicts::new(),
+        health: &Verdicts::new(),
     };
     translate(service, &slices, view, rules)
 }

@@ -63,6 +63,7 @@ fn ask(
     let view = View {
         nodes,
         verdicts: &verdicts,
+        health: &Verdicts::new(),
     };
     translate(service, &slices, view, rules)
 }
