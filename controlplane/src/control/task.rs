@@ -9,6 +9,8 @@ use lb_core::table::{FrontendKey, Slot};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::burst::Burst;
+use super::causes::Causes;
 use super::files::StatusFiles;
 use super::line::{Line, Turn};
 use super::said::{malformed, solved, stale, stale_slice};
@@ -20,7 +22,7 @@ use crate::addresses::Own;
 use crate::allocate::Allocator;
 use crate::compile::Compiler;
 use crate::measure;
-use crate::object::{Event, Key, Kind, SourceId};
+use crate::object::{Event, Key, Kind, Object, SourceId};
 use crate::probe::{self, Prober};
 use crate::provider::{Intent, Provided, Standing};
 use crate::publish::Publisher;
@@ -30,10 +32,6 @@ use crate::source::{Level, Problem, kubernetes};
 use crate::status::{Front, ServiceStatus, Snapshot, Statuses};
 use crate::translate::is_ours;
 
-/// A burst is over when nothing came for this long.
-const QUIET: Duration = Duration::from_millis(3);
-/// And is decided on after this at the latest, over or not.
-const LONGEST_BURST: Duration = Duration::from_millis(30);
 /// Events that wait for the task; a source that is faster waits.
 const EVENTS: usize = 4096;
 /// An address is served once it is written down, or the disk had this long to do so.
@@ -103,22 +101,8 @@ async fn moved(standing: &mut Option<watch::Receiver<Standing>>) {
     std::future::pending().await
 }
 
-/// Events that came close together.
-struct Burst {
-    first: Instant,
-    last: Instant,
-}
-
-impl Burst {
-    fn note(burst: &mut Option<Burst>) {
-        let now = Instant::now();
-        let first = burst.as_ref().map_or(now, |burst| burst.first);
-        *burst = Some(Burst { first, last: now });
-    }
-
-    fn due(&self) -> Instant {
-        (self.last + QUIET).min(self.first + LONGEST_BURST)
-    }
+fn microseconds_since_1970() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
 }
 
 struct Task<'a> {
@@ -139,6 +123,7 @@ struct Task<'a> {
     standing: Option<watch::Receiver<Standing>>,
     held: usize,
     voice: Voice,
+    causes: Causes,
     /// The first complete list is decided on.
     listed: bool,
 }
@@ -176,6 +161,7 @@ impl Task<'_> {
             standing: settings.provider.as_ref().map(|p| p.standing.clone()),
             held: 0,
             voice: Voice::default(),
+            causes: Causes::new(microseconds_since_1970()),
             listed: false,
             keep,
         }
@@ -184,6 +170,14 @@ impl Task<'_> {
     fn take(&mut self, batch: &mut Vec<(SourceId, Event)>) {
         for (source, event) in batch.drain(..) {
             tracing::trace!(source = source.0, ?event, "event");
+            // What the first list has is no change.
+            if let Event::Apply(Object::EndpointSlice(slice)) = &event
+                && self.listed
+            {
+                let before = self.line.slice(&slice.meta.key);
+                let (now, heard) = (microseconds_since_1970(), std::time::Instant::now());
+                self.causes.note(slice, before, now, heard);
+            }
             self.line.apply(source, event);
         }
     }
@@ -205,6 +199,7 @@ impl Task<'_> {
             wanted,
             nodes,
         } = self.line.decide();
+        let causes = self.causes.take(|service| self.line.balances(service));
         self.watch_nodes();
         if let Some(wanted) = wanted {
             self.prober.want(wanted);
@@ -216,7 +211,7 @@ impl Task<'_> {
             self.write_down(record);
         }
         if let Some(table) = table {
-            self.publisher.publish(table, since);
+            self.publisher.publish(table, since, causes);
             self.keep.table = Arc::clone(self.publisher.table());
         }
         if vips || (moved && self.line.is_complete()) {

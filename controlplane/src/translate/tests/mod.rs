@@ -20,7 +20,7 @@ use crate::load_balancer::{Addressing, LoadBalancer, Translation};
 use crate::nodes::NodeSet;
 use crate::object::{
     AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Key, Kind, Meta, PortProtocol,
-    Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy,
+    Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy, Trigger,
 };
 use crate::probe::Verdicts;
 use crate::reason::{Reason, Severity};
@@ -135,6 +135,7 @@ fn slice(address_type: AddressType, endpoints: Vec<Endpoint>) -> EndpointSlice {
         address_type,
         ports: vec![slice_port(Some(""), PortProtocol::Tcp, 8080)],
         endpoints,
+        trigger: Trigger::Absent,
     }
 }
 
