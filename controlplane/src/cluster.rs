@@ -128,6 +128,12 @@ impl Cluster {
         self.services.values().map(|entry| &entry.object)
     }
 
+    /// The EndpointSlice that is named as `key` is, whatever its uid.
+    pub fn slice(&self, key: &Key) -> Option<&EndpointSlice> {
+        let entry = self.slices.get(&Id::of(key))?;
+        Some(&entry.object)
+    }
+
     /// The EndpointSlices of the Service named by `key`, in order of their names.
     pub fn slices_of<'a>(
         &'a self,

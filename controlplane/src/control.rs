@@ -11,6 +11,8 @@
 //! anew, and only the first complete list replaces the table. Who holds which address survives in
 //! memory and on disk, so that no VIP moves.
 
+mod burst;
+mod causes;
 mod checked;
 mod denied;
 mod files;
@@ -38,6 +40,7 @@ use lb_core::plane::Handle;
 use lb_core::table::Table;
 use tokio::sync::{Notify, mpsc};
 
+pub(crate) use self::causes::{Cause, Undated};
 use crate::allocate::{Pools, Record};
 use crate::compile::Defaults;
 use crate::measure::{self, Recorder};
@@ -103,6 +106,7 @@ pub struct Control {
     commands: mpsc::Sender<Command>,
     board: Board,
     watches: kubernetes::Watches,
+    pace: Option<kubernetes::Pace>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -112,6 +116,7 @@ pub struct Desk {
     commands: mpsc::Sender<Command>,
     board: Board,
     watches: kubernetes::Watches,
+    pace: Option<kubernetes::Pace>,
 }
 
 impl Desk {
@@ -123,6 +128,11 @@ impl Desk {
     /// How the watches of the API server fare; none without one.
     pub fn watches(&self) -> BTreeMap<kubernetes::Scope, kubernetes::Watch> {
         self.watches.all()
+    }
+
+    /// How the API server's answers come; `None` without one.
+    pub fn answers(&self) -> Option<kubernetes::Answers> {
+        self.pace.as_ref().map(kubernetes::Pace::seen)
     }
 
     /// Asks; false if it is not taken, because many are waiting or the task ended.
@@ -183,6 +193,8 @@ impl Control {
         let watches = watches
             .map(|settings| settings.watches.clone())
             .unwrap_or_default();
+        let pace = settings.kubernetes.as_ref();
+        let pace = pace.map(|settings| settings.connection.pace().clone());
         let thread = thread::Builder::new()
             .name("weir-control".into())
             .spawn(move || {
@@ -193,6 +205,7 @@ impl Control {
             commands,
             board,
             watches,
+            pace,
             thread: Some(thread),
         })
     }
@@ -203,6 +216,7 @@ impl Control {
             commands: self.commands.clone(),
             board: self.board.clone(),
             watches: self.watches.clone(),
+            pace: self.pace.clone(),
         }
     }
 

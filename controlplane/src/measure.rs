@@ -9,6 +9,7 @@ use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 
+use crate::control::Undated;
 use crate::probe::{Answer, Target, Verdicts};
 
 /// Where an appliance's numbers go; not the process's, since one process may run several.
@@ -19,6 +20,14 @@ pub const PROGRAMMING: &str = "weir_programming_duration_seconds";
 /// Upper bounds of the buckets of [`PROGRAMMING`], seconds. The promise is 0.3 s from a file to new
 /// connections, of which the control task may use 0.1.
 pub const PROGRAMMING_BOUNDS: [f64; 10] = [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0];
+
+/// From the trigger of a change of endpoints, as its EndpointSlice dates it, to the table with it in
+/// force in all workers.
+pub const ENDPOINTS: &str = "weir_endpoints_programming_duration_seconds";
+/// Upper bounds of the buckets of [`ENDPOINTS`], seconds: kubelet, controller and API server are in
+/// it, and what pods date is whole seconds.
+pub const ENDPOINTS_BOUNDS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0];
+const UNDATED: &str = "weir_endpoints_changes_undated_total";
 
 const WRITES: &str = "weir_kubernetes_writes_total";
 /// What may become of a write to a Service.
@@ -44,6 +53,19 @@ pub(crate) fn begin() {
         Unit::Seconds,
         "From a source's first event to the table in force in all workers, in seconds."
     );
+    describe_histogram!(
+        ENDPOINTS,
+        Unit::Seconds,
+        "From the trigger of a change of endpoints, as its EndpointSlice dates it, to the table in force in all workers, in seconds."
+    );
+    describe_counter!(
+        UNDATED,
+        Unit::Count,
+        "Changes of endpoints whose trigger time does not count, by why."
+    );
+    for reason in Undated::WORDS {
+        counter!(UNDATED, "reason" => reason).absolute(0);
+    }
     describe_counter!(
         RESTARTS,
         Unit::Count,
@@ -110,12 +132,23 @@ pub(crate) fn begin() {
     }
     // To name it is to have it on the page.
     let _ = histogram!(PROGRAMMING);
+    let _ = histogram!(ENDPOINTS);
     counter!(RESTARTS).absolute(0);
 }
 
 /// A table is in force in all workers, so long after its first cause.
 pub(crate) fn programmed(after: Duration) {
     histogram!(PROGRAMMING).record(after);
+}
+
+/// A change of endpoints is in force in all workers, so long after its trigger.
+pub(crate) fn endpoints_programmed(after: Duration) {
+    histogram!(ENDPOINTS).record(after);
+}
+
+/// A change of endpoints is not dated; one of [`Undated::WORDS`].
+pub(crate) fn undated(reason: &'static str) {
+    counter!(UNDATED, "reason" => reason).increment(1);
 }
 
 /// The control task is started anew.

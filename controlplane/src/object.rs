@@ -420,8 +420,20 @@ pub struct Endpoint {
     pub target: Option<Arc<str>>,
 }
 
-/// An EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// When the change that an EndpointSlice came with was triggered, by its annotation
+/// `endpoints.kubernetes.io/last-change-trigger-time`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// It has none.
+    Absent,
+    /// It is no time: it is as good as none.
+    Unreadable,
+    /// Microseconds since 1970, by another machine's clock.
+    At(i64),
+}
+
+/// An EndpointSlice. Equality leaves out when it was triggered: it changes nothing that is served.
+#[derive(Clone, Debug)]
 pub struct EndpointSlice {
     /// Name and labels.
     pub meta: Meta,
@@ -433,7 +445,29 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// What dates it.
+    pub trigger: Trigger,
 }
+
+impl PartialEq for EndpointSlice {
+    fn eq(&self, other: &EndpointSlice) -> bool {
+        let EndpointSlice {
+            meta,
+            service,
+            address_type,
+            ports,
+            endpoints,
+            trigger: _,
+        } = self;
+        *meta == other.meta
+            && *service == other.service
+            && *address_type == other.address_type
+            && *ports == other.ports
+            && *endpoints == other.endpoints
+    }
+}
+
+impl Eq for EndpointSlice {}
 
 impl EndpointSlice {
     /// The Service that it belongs to, without uid, which a slice does not say.

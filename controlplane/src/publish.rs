@@ -10,6 +10,7 @@ use std::time::Instant;
 use lb_core::plane::{Handle, ListenerState, Report};
 use lb_core::table::{FrontendKey, Radix, Slot, Table};
 
+use crate::control::{Cause, Undated};
 use crate::measure;
 use crate::reason::Reason;
 use crate::status::Front;
@@ -29,6 +30,8 @@ struct Underway {
     generation: u64,
     /// When the first of its causes came.
     since: Instant,
+    /// Those that their source dates.
+    causes: Vec<Cause>,
     /// The frontends that it is the first to have.
     begun: Vec<FrontendKey>,
 }
@@ -54,9 +57,22 @@ impl Publisher {
     }
 
     /// Publishes `table`, whose first cause came at `since`, unless it says what the last one says.
-    pub(crate) fn publish(&mut self, table: Arc<Table>, since: Instant) {
+    /// `causes`: the changes of endpoints among them.
+    pub(crate) fn publish(
+        &mut self,
+        table: Arc<Table>,
+        since: Instant,
+        causes: Vec<Result<Cause, Undated>>,
+    ) {
         if *table == *self.table {
             return;
+        }
+        let mut dated = Vec::new();
+        for cause in causes {
+            match cause {
+                Ok(cause) => dated.push(cause),
+                Err(undated) => measure::undated(undated.word()),
+            }
         }
         let (born, generation) = (&mut self.born, table.generation);
         let mut new = Vec::new();
@@ -77,6 +93,7 @@ impl Publisher {
         self.underway.push_back(Underway {
             generation,
             since,
+            causes: dated,
             begun: new,
         });
         self.plane.publish(table);
@@ -107,7 +124,11 @@ impl Publisher {
             .underway
             .pop_front_if(|table| table.generation <= running)
         {
-            measure::programmed(table.since.elapsed());
+            let now = Instant::now();
+            measure::programmed(now - table.since);
+            for cause in table.causes {
+                measure::endpoints_programmed(cause.elapsed(now));
+            }
             news.extend(table.begun);
         }
         news

@@ -1,6 +1,8 @@
 //! Why a Service is not served, or not as asked: one closed enum. A variant's name is its code in
 //! the admin API, metrics, events and the documentation; its message says what to do.
 
+mod order;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -8,6 +10,8 @@ use lb_core::table::FrontendKey;
 
 use crate::nodes::Out;
 use crate::object::{Family, Key};
+
+pub(crate) use self::order::arrange;
 
 /// How a person confirms deletions that the guard holds.
 pub const CONFIRM: &str = "POST /api/v1/deletions/confirm on the admin socket, or SIGHUP twice within ten seconds; --confirm-deletions turns the guard off";

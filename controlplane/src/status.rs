@@ -67,7 +67,7 @@ pub struct ServiceStatus {
     pub ports: Vec<Port>,
     /// Its endpoints by state.
     pub endpoints: EndpointCounts,
-    /// Why, and what else its owner should know; canonical order.
+    /// Why, and what else its owner should know; what has to change first is first.
     pub reasons: Vec<Reason>,
     /// It is on its way: the workers or the machine have not said yet how it fares.
     pub settling: bool,

@@ -38,6 +38,7 @@
 //! | `worker` | one pinned thread each: turns, listeners, drivers |
 //! | [`stats`] | counters with one writer, reasons, snapshots |
 //! | [`plane`] | start, publish, report, drain, stop: the public face |
+//! | [`link`] | frames on an interface, for whoever announces addresses |
 //! | `failpoint` | bugs on request, in builds for tests alone |
 //!
 //! # Invariants
@@ -67,6 +68,7 @@ pub mod conn;
 #[cfg(feature = "failpoints")]
 pub mod failpoint;
 pub mod flow;
+pub mod link;
 pub mod plane;
 pub mod slab;
 pub mod stats;

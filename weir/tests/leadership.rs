@@ -5,7 +5,7 @@
 mod support;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::cluster::{self, Cluster};
@@ -116,6 +116,20 @@ fn has(net: &Net, address: IpAddr) -> bool {
     all.contains(&format!(" {address}/"))
 }
 
+/// The MAC address that the client believes to have `address`; it does not ask.
+fn believed(client: &Net, address: IpAddr) -> Option<String> {
+    let all = client.out("ip", &["neigh", "show", &address.to_string()]);
+    let (_, after) = all.split_once("lladdr ")?;
+    after.split_whitespace().next().map(str::to_owned)
+}
+
+/// That of this machine's link to clients.
+fn mac(net: &Net) -> String {
+    let link = net.out("ip", &["-o", "link", "show", "dev", "front"]);
+    let (_, after) = link.split_once("link/ether ").unwrap();
+    after.split_whitespace().next().unwrap().to_owned()
+}
+
 #[test]
 fn of_two_appliances_one_has_the_addresses_and_the_other_takes_over_without_moving_one() {
     if skip("leadership") || cluster::skip() {
@@ -147,12 +161,20 @@ fn of_two_appliances_one_has_the_addresses_and_the_other_takes_over_without_movi
         "{ready}"
     );
 
-    // The first ends in peace: the other has them at its next look.
+    // The first ends in peace: the other has them at its next look, and says so on the link.
+    assert!(stage.answers(a));
+    let client = &stage.lab.client;
+    assert_eq!(believed(client, a), Some(mac(one)));
     let again = first.stop();
     assert!(!has(one, a) && !has(one, b));
     eventually("the second has them", TAKEN_OVER, || {
         has(two, a) && has(two, b)
     });
+    let there = Instant::now();
+    eventually("a client that knew the first is told", SOON, || {
+        believed(client, a) == Some(mac(two))
+    });
+    println!("the client knew after {:?}", there.elapsed());
     assert_eq!(
         [address(&second, "a"), address(&second, "b")],
         [a, b].map(Some)

@@ -561,14 +561,14 @@ fn t6_first_messages_wait_for_no_acknowledgement() {
     let greets = |mut stream: TcpStream| {
         stream.write_all(b"220 ").unwrap();
         stream.write_all(b"ready").unwrap();
-        receive_all(&mut stream);
+        receive_all(&mut stream).2.unwrap();
     };
     let answers = |mut stream: TcpStream| {
         let mut request = [0; 9];
         stream.read_exact(&mut request).unwrap();
         stream.write_all(b"200 ").unwrap();
         stream.write_all(b"found").unwrap();
-        receive_all(&mut stream);
+        receive_all(&mut stream).2.unwrap();
     };
     let _greeter = TcpPod::serve(&lab.server, pod_v4(0), 25, greets);
     let _answerer = TcpPod::serve(&lab.server, pod_v4(0), 80, answers);

@@ -4,11 +4,14 @@
 //! makes the machine fit what was last asked for, and again whenever somebody else changed the
 //! machine's addresses. What is there and not ours is used and never touched; ours carry the mark
 //! [`OURS`], so that the next process takes over or removes what a killed one left. `own` (PURE)
-//! tells ours from those of another appliance, which carry the same mark.
+//! tells ours from those of another appliance, which carry the same mark. What is added is announced
+//! to the neighbours (`announce`, PURE; `tell`).
 
+mod announce;
 mod netlink;
 mod own;
 mod plan;
+mod tell;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
 
 use self::netlink::{Netlink, StepError};
 use self::plan::{Machine, Step, plan};
+use self::tell::Teller;
 use crate::reason::Reason;
 
 pub use self::netlink::OURS;
@@ -67,6 +71,7 @@ impl Addresses {
             interface,
             wanted: None,
             own,
+            teller: Teller::new(),
             outcome: sender,
         };
         tokio::spawn(task.run(receiver, netlink::changes()?));
@@ -104,6 +109,7 @@ struct Task {
     /// `None` before the first word and after the last.
     wanted: Option<BTreeSet<IpAddr>>,
     own: Own,
+    teller: Teller,
     outcome: watch::Sender<Outcome>,
 }
 
@@ -140,6 +146,7 @@ impl Task {
                     self.pass().await;
                 }
                 _ = rescan.tick() => { self.pass().await; }
+                () = self.teller.due() => self.teller.speak(),
             }
         }
     }
@@ -197,6 +204,10 @@ impl Task {
                 Step::Add { address, interface } => match self.netlink.run(step).await {
                     Ok(()) => {
                         added.insert((address, interface));
+                        let mut all = machine.interfaces.iter();
+                        if let Some(found) = all.find(|found| found.index == interface) {
+                            self.teller.added(address, found);
+                        }
                     }
                     Err(error) => {
                         let failed = failed_addition(&error, address, &name(machine, interface));
@@ -225,6 +236,7 @@ impl Task {
         match self.netlink.run(step).await {
             Ok(()) | Err(StepError::Gone) => {
                 self.own.note_removed(address, interface);
+                self.teller.removed(address, interface);
             }
             Err(error) => {
                 let interface = name(machine, interface);

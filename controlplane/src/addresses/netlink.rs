@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
 };
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
 use rtnetlink::{Error, Handle, MulticastGroup};
 use tokio::task::JoinHandle;
 
@@ -149,18 +149,22 @@ fn into_io(error: Error) -> io::Error {
 
 fn interface(message: LinkMessage) -> Interface {
     let flags = message.header.flags;
-    let name = message
-        .attributes
-        .into_iter()
-        .find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some(name),
-            _ => None,
-        });
+    let asks =
+        message.header.link_layer_type == LinkLayerType::Ether && !flags.contains(LinkFlags::Noarp);
+    let (mut name, mut mac) = (String::new(), None);
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(found) => name = found,
+            LinkAttribute::Address(found) if asks => mac = found.try_into().ok(),
+            _ => {}
+        }
+    }
     Interface {
         index: message.header.index,
-        name: name.unwrap_or_default(),
+        name,
         is_loopback: flags.contains(LinkFlags::Loopback),
         is_up: flags.contains(LinkFlags::Up),
+        mac,
     }
 }
 

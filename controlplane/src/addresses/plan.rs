@@ -16,6 +16,8 @@ pub struct Interface {
     pub is_loopback: bool,
     /// It is administratively up.
     pub is_up: bool,
+    /// Its Ethernet address, if its link asks for others' by ARP and NDP.
+    pub mac: Option<[u8; 6]>,
 }
 
 /// One address of the machine.
@@ -259,6 +261,7 @@ mod tests {
             name: name.to_owned(),
             is_loopback: index == LO,
             is_up: true,
+            mac: None,
         };
         Machine {
             interfaces: vec![

@@ -280,3 +280,81 @@ fn without_the_privilege_it_says_what_to_do() {
         }
     });
 }
+
+/// A neighbour that knew the addresses at another machine finds them here without asking, and again
+/// should it have missed the first word.
+#[test]
+fn k14_neighbours_are_told_of_what_was_added() {
+    let test = "k14_neighbours_are_told_of_what_was_added";
+    in_namespace(test, async |_| {
+        link();
+        let neighbour = Neighbour::start().await;
+        let shown = ip("-o link show dev eth0");
+        let (_, after) = shown.split_once("link/ether ").expect("an Ethernet link");
+        let here = after.split_whitespace().next().expect("a MAC").to_owned();
+        let (vips, elsewhere) = (["192.0.2.7", "2001:db8::7"], "02:00:00:00:00:63");
+        let forget = || {
+            for vip in vips {
+                let entry = format!("neigh replace {vip} lladdr {elsewhere} dev eth1 nud stale");
+                neighbour.ip(&entry);
+            }
+        };
+        let knows = |mac: &str| {
+            let all = neighbour.ip("neigh show dev eth1");
+            vips.iter()
+                .all(|vip| all.contains(&format!("{vip} lladdr {mac} ")))
+        };
+        forget();
+        assert!(knows(elsewhere));
+        let addresses = Addresses::new(None, own()).await.expect("netlink");
+        addresses.ensure(&set(&vips.join(" "))).await;
+        eventually("it is told", || knows(&here)).await;
+        forget();
+        eventually("it is told again", || knows(&here)).await;
+        // What is gone is not announced: it may be another's.
+        addresses.ensure(&set("")).await;
+        forget();
+        sleep(Duration::from_millis(2_500)).await;
+        assert!(knows(elsewhere));
+    });
+}
+
+/// Another machine, at the other end of the link.
+struct Neighbour(Child);
+
+impl Neighbour {
+    async fn start() -> Neighbour {
+        let child = Process::new("unshare").args(["-n", "sleep", "60"]).spawn();
+        let neighbour = Neighbour(child.expect("unshare(1) runs"));
+        let pid = neighbour.0.id();
+        let net = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        eventually("it is on its own", || {
+            let there = net(&pid.to_string());
+            there.is_some() && there != net("self")
+        })
+        .await;
+        ip(&format!("link set eth1 netns {pid}"));
+        neighbour.ip("link set eth1 up");
+        neighbour.ip("addr add 192.0.2.2/24 dev eth1");
+        neighbour.ip("addr add 2001:db8::2/64 dev eth1 nodad");
+        neighbour
+    }
+
+    fn ip(&self, line: &str) -> String {
+        let output = Process::new("nsenter")
+            .args(["-n", "-t", &self.0.id().to_string(), "ip"])
+            .args(line.split_whitespace())
+            .output()
+            .expect("nsenter(1) runs");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "ip {line}: {error}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+impl Drop for Neighbour {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

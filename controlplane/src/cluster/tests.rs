@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::object::{
     AddressType, Endpoint, FamilyPolicy, Meta, PortProtocol, ServicePort, ServiceType,
-    TrafficPolicy,
+    TrafficPolicy, Trigger,
 };
 
 const ONE: SourceId = SourceId(1);
@@ -78,6 +78,7 @@ fn slice_as(source: SourceId, name: &str, service: &str, addresses: &[&str]) -> 
         address_type: AddressType::V4,
         ports: Vec::new(),
         endpoints: addresses.iter().map(endpoint).collect(),
+        trigger: Trigger::Absent,
     }))
 }
 

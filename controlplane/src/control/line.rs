@@ -17,9 +17,9 @@ use crate::compile::Compiler;
 use crate::kube_proxy::KubeProxy;
 use crate::load_balancer::{EndpointCounts, LoadBalancer, Translation};
 use crate::measure::NodeCounts;
-use crate::object::{Event, Key, Kind, Service, SourceId};
+use crate::object::{EndpointSlice, Event, Key, Kind, Service, SourceId};
 use crate::probe::{Verdicts, Wanted};
-use crate::reason::Reason;
+use crate::reason::{Reason, arrange};
 use crate::status::{Front, Port, ServiceStatus, State, judge};
 use crate::translate::{Rules, looks_at_nodes, translate};
 
@@ -164,6 +164,17 @@ impl Line {
     /// The Service of exactly this key.
     pub(super) fn service(&self, key: &Key) -> Option<&Arc<Service>> {
         self.cluster.service(key)
+    }
+
+    /// The EndpointSlice that is named as `key` is.
+    pub(super) fn slice(&self, key: &Key) -> Option<&EndpointSlice> {
+        self.cluster.slice(key)
+    }
+
+    /// Is the Service that is named as `key` is one of ours?
+    pub(super) fn balances(&self, key: &Key) -> bool {
+        self.named(key)
+            .is_some_and(|key| self.balancer(key).is_some())
     }
 
     /// The VIPs that are given out.
@@ -379,8 +390,7 @@ impl Line {
             Some(balancer) => self.balanced(balancer, front, &mut status),
             None => status.ports = self.ports_asked(key),
         }
-        status.reasons.sort_unstable();
-        status.reasons.dedup();
+        arrange(&mut status.reasons);
         Some(status)
     }
 

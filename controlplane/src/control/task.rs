@@ -11,6 +11,8 @@ use lb_core::table::{FrontendKey, Slot};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::burst::Burst;
+use super::causes::Causes;
 use super::denied::Denied;
 use super::files::StatusFiles;
 use super::line::{Line, Turn};
@@ -24,7 +26,7 @@ use crate::allocate::Allocator;
 use crate::compile::Compiler;
 use crate::kube_proxy;
 use crate::measure;
-use crate::object::{Event, Key, Kind, SourceId};
+use crate::object::{Event, Key, Kind, Object, SourceId};
 use crate::probe::{self, Prober, Target};
 use crate::provider::{Intent, Provided, Standing};
 use crate::publish::Publisher;
@@ -33,10 +35,6 @@ use crate::source::scan::KINDS;
 use crate::source::{Problem, kubernetes};
 use crate::status::{Front, ServiceStatus, Snapshot, State, Statuses};
 
-/// A burst is over when nothing came for this long.
-const QUIET: Duration = Duration::from_millis(3);
-/// And is decided on after this at the latest, over or not.
-const LONGEST_BURST: Duration = Duration::from_millis(30);
 /// Events that wait for the task; a source that is faster waits.
 const EVENTS: usize = 4096;
 /// An address is served once it is written down, or the disk had this long to do so.
@@ -131,22 +129,8 @@ async fn given_up(settings: &Settings) -> BTreeMap<Key, Arc<str>> {
     }
 }
 
-/// Events that came close together.
-struct Burst {
-    first: Instant,
-    last: Instant,
-}
-
-impl Burst {
-    fn note(burst: &mut Option<Burst>) {
-        let now = Instant::now();
-        let first = burst.as_ref().map_or(now, |burst| burst.first);
-        *burst = Some(Burst { first, last: now });
-    }
-
-    fn due(&self) -> Instant {
-        (self.last + QUIET).min(self.first + LONGEST_BURST)
-    }
+fn microseconds_since_1970() -> i64 {
+    jiff::Timestamp::now().as_microsecond()
 }
 
 struct Task<'a> {
@@ -170,6 +154,7 @@ struct Task<'a> {
     standing: Option<watch::Receiver<Standing>>,
     held: usize,
     voice: Voice,
+    causes: Causes,
     /// The first complete list is decided on.
     listed: bool,
 }
@@ -214,6 +199,7 @@ impl Task<'_> {
             standing: settings.provider.as_ref().map(|p| p.standing.clone()),
             held: 0,
             voice: Voice::default(),
+            causes: Causes::new(microseconds_since_1970()),
             listed: false,
             keep,
         }
@@ -222,6 +208,14 @@ impl Task<'_> {
     fn take(&mut self, batch: &mut Vec<(SourceId, Event)>) {
         for (source, event) in batch.drain(..) {
             tracing::trace!(source = source.0, ?event, "event");
+            // What the first list has is no change.
+            if let Event::Apply(Object::EndpointSlice(slice)) = &event
+                && self.listed
+            {
+                let before = self.line.slice(&slice.meta.key);
+                let (now, heard) = (microseconds_since_1970(), std::time::Instant::now());
+                self.causes.note(slice, before, now, heard);
+            }
             self.line.apply(source, event);
         }
     }
@@ -244,6 +238,7 @@ impl Task<'_> {
             checks,
             nodes,
         } = self.line.decide();
+        let causes = self.causes.take(|service| self.line.balances(service));
         self.watch_nodes();
         if let Some(wanted) = wanted {
             self.prober.want(wanted);
@@ -259,7 +254,7 @@ impl Task<'_> {
             self.write_down(record);
         }
         if let Some(table) = table {
-            self.publisher.publish(table, since);
+            self.publisher.publish(table, since, causes);
             self.keep.table = Arc::clone(self.publisher.table());
         }
         if vips || (moved && self.line.is_complete()) {

@@ -2,6 +2,7 @@
 //! (whose addresses need no privilege), sockets.
 
 mod nodes;
+mod timing;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -7,7 +7,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Limited};
 use kube::client::Body;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::source::kubernetes::Connection;
 
@@ -60,15 +60,20 @@ pub(crate) async fn send(connection: &Connection, write: Write<'_>) -> Result<Va
             .body(Body::from(body.to_string().into_bytes())),
     };
     let request = request.map_err(|error| Refusal::Other(error.to_string()))?;
+    let begun = Instant::now();
     let answered = timeout(PATIENCE, async {
         let response = lease.client.send(request).await;
         let (parts, body) = response.map_err(|e| e.to_string())?.into_parts();
+        lease.pace.answered(begun.elapsed());
         let body = Limited::new(body, ANSWER).collect().await;
         let body = body.map_err(|error| error.to_string())?;
         Ok::<_, String>((parts.status, body.to_bytes()))
     });
     let (status, body) = match answered.await {
-        Err(_) => Err(format!("no answer in {}s", PATIENCE.as_secs())),
+        Err(_) => {
+            lease.pace.answered(PATIENCE);
+            Err(format!("no answer in {}s", PATIENCE.as_secs()))
+        }
         Ok(answered) => answered,
     }
     .map_err(Refusal::Other)?;

@@ -28,7 +28,11 @@ const CAPABILITIES: [(&str, u32, &str); 5] = [
         12,
         "VIPs are not put on interfaces, and UDP queues stay within net.core.rmem_max",
     ),
-    ("CAP_NET_RAW", 13, "nothing: this release does not use it"),
+    (
+        "CAP_NET_RAW",
+        13,
+        "telling neighbours of VIPs that come to this machine",
+    ),
     (
         "CAP_SYS_RESOURCE",
         24,

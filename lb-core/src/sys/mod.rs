@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod epoll;
 pub(crate) mod eventfd;
 pub(crate) mod filter;
+pub(crate) mod packet;
 pub(crate) mod pipe;
 pub(crate) mod probe;
 pub(crate) mod process;

@@ -4,7 +4,7 @@ use lb_core::plane::{Engine, Finding, Probe, choose};
 
 use super::check::{Check, Verdict};
 
-/// What this release has no use for, or only where other checks say so.
+/// What this release has no use for, or only on some machines, or where other checks say so.
 const SPARE: [&str; 3] = ["CAP_NET_RAW", "CAP_SYS_RESOURCE", "CAP_BPF"];
 
 pub fn checks(probe: &Probe) -> Vec<Check> {

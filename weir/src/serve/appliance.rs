@@ -88,7 +88,10 @@ impl Appliance {
         let plane =
             Plane::start(config, Arc::clone(&table)).context("cannot start the data plane")?;
         memory::watch(&plane.handle());
-        let registry = Registry::start(&[(measure::PROGRAMMING, &measure::PROGRAMMING_BOUNDS)])?;
+        let registry = Registry::start(&[
+            (measure::PROGRAMMING, &measure::PROGRAMMING_BOUNDS),
+            (measure::ENDPOINTS, &measure::ENDPOINTS_BOUNDS),
+        ])?;
         let recorder = registry.recorder();
         let control = Control::start(
             control_settings,

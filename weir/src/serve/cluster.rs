@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use admin_api::view::Check;
 use controlplane::object::Kind;
-use controlplane::source::kubernetes::{Origin, STALE_AFTER, Scope, Watch};
+use controlplane::source::kubernetes::{Answers, LATE, Origin, STALE_AFTER, Scope, Watch};
 use metrics::{Unit, counter, describe_counter, describe_gauge, gauge};
 
 /// The check's name.
@@ -55,8 +55,50 @@ fn wrong(scope: &Scope, watch: &Watch, now: Instant) -> Option<String> {
     (!parts.is_empty()).then(|| format!("{scope}: {}", parts.join(", ")))
 }
 
+/// Does the API server answer in time?
+pub fn answers(seen: &Answers) -> Check {
+    const NAME: &str = "api-server";
+    let slowest = format!(
+        "the slowest of its last answers began after {:.3}s",
+        seen.slowest.as_secs_f64()
+    );
+    match (seen.count, seen.is_slow) {
+        (0, _) => Check::good(NAME, "it was not heard of yet".to_owned()),
+        (_, false) => Check::good(NAME, slowest),
+        (_, true) => Check::warning(
+            NAME,
+            format!(
+                "it answers late: {slowest}, and more than {}s is late; what is served and shown is that much older: look at its load, its etcd's disk, and the network between",
+                LATE.as_secs()
+            ),
+        ),
+    }
+}
+
+/// Sets the numbers of them.
+pub fn set_answers(seen: &Answers) {
+    counter!("weir_kubernetes_answers_total").absolute(seen.count);
+    counter!("weir_kubernetes_answers_late_total").absolute(seen.late);
+    gauge!("weir_kubernetes_answer_seconds").set(seen.slowest);
+}
+
 /// Says what each number is.
 pub fn describe() {
+    describe_counter!(
+        "weir_kubernetes_answers_total",
+        Unit::Count,
+        "Answers of the API server."
+    );
+    describe_counter!(
+        "weir_kubernetes_answers_late_total",
+        Unit::Count,
+        "Answers of the API server that began after more than 1 s, or never."
+    );
+    describe_gauge!(
+        "weir_kubernetes_answer_seconds",
+        Unit::Seconds,
+        "Until an answer of the API server began: the slowest of the last ten."
+    );
     describe_gauge!(
         "weir_watch_staleness_seconds",
         Unit::Seconds,
@@ -174,6 +216,22 @@ mod tests {
         let all = all.map(|watch| (nodes.clone(), watch)).collect();
         let said = check(&all, now).expect("there are some");
         assert_eq!(said.level, Level::Warning, "{}", said.message);
+    }
+
+    #[test]
+    fn a_server_that_answers_late_is_a_warning_with_its_time() {
+        let mut seen = Answers::default();
+        assert_eq!(answers(&seen).level, Level::Good);
+        seen.count = 3;
+        seen.slowest = Duration::from_millis(2_345);
+        let check = answers(&seen);
+        assert_eq!(check.level, Level::Good);
+        assert!(check.message.contains("2.345s"), "{}", check.message);
+        seen.is_slow = true;
+        let check = answers(&seen);
+        assert_eq!(check.level, Level::Warning);
+        assert!(check.message.contains("late"), "{}", check.message);
+        assert!(check.message.contains("2.345s"), "{}", check.message);
     }
 
     #[test]

@@ -129,6 +129,7 @@ impl admin_api::Appliance for View {
             memory::check(&self.plane.memory()),
         ];
         checks.extend(cluster::check(&self.desk.watches(), Instant::now()));
+        checks.extend(self.desk.answers().as_ref().map(cluster::answers));
         checks.extend(self.provider.as_ref().map(|health| match health.say() {
             (true, text) => Check::good("provider", text),
             (false, text) => Check::warning("provider", text),
@@ -180,6 +181,7 @@ impl admin_api::Appliance for View {
             gauges::set_ports(ports.used.as_ref());
             memory::set(&self.plane.memory());
             cluster::set(&self.desk.watches(), Instant::now());
+            self.desk.answers().iter().for_each(cluster::set_answers);
             self.token.iter().for_each(TokenHealth::measure);
             self.provider.iter().for_each(Health::measure);
         });

@@ -1,7 +1,7 @@
 //! Pods come, go, and are in between.
 
 use std::net::{IpAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
@@ -202,4 +202,24 @@ fn should_be_able_to_connect_to_terminating_and_unready_endpoints_if_publish_not
     room.answers(address, 5);
     room.patch("web", &json!({"publishNotReadyAddresses": false}));
     soon("refused", || refused(&room.ask(address)));
+}
+
+/// Programming latency, from the time that the endpointslice controller writes down.
+#[test]
+fn a_change_of_endpoints_is_timed_from_its_trigger() {
+    let Some(room) = Room::new("timed") else {
+        return;
+    };
+    let counted = || {
+        const COUNT: &str = "weir_endpoints_programming_duration_seconds_count";
+        room.with_weir(|weir| weir.metric(COUNT, &[]))
+    };
+    room.service("web", &json!({}));
+    // Pods date whole seconds, and what is from before Weir's start does not count.
+    let second = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let begun = second();
+    soon("another second", || second() > begun);
+    let before = counted();
+    room.pod(0);
+    soon("it is counted", || counted() > before);
 }

@@ -79,8 +79,6 @@ fn k17_k18_a_full_pool_over_a_restart_moves_nobody_and_heals() {
     let Some(room) = Room::alone("full-pool") else {
         return;
     };
-    // Without a pod that would be the first thing to say.
-    room.pod(0);
     let tight = json!({"weir.dev/address-pool": "tight"});
     let put = |name: &str| {
         room.cluster

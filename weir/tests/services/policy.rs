@@ -1,12 +1,15 @@
 //! Who is served, and by whom.
 
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::shared::{Room, soon};
-use crate::support::traffic::{dial_from, read_name};
+use crate::support::cluster::Pod;
+use crate::support::traffic::{Load, TcpPod, ask, dial_from, read_name};
 
 /// How often upstream asks before it believes in affinity.
 const IN_A_ROW: usize = 15;
@@ -106,4 +109,40 @@ fn should_handle_updates_to_external_traffic_policy_field() {
         let ip = &service["status"]["loadBalancer"]["ingress"][0]["ip"];
         ip.as_str().and_then(|ip| ip.parse().ok()) == Some(address as IpAddr)
     });
+}
+
+/// "should not have connectivity disruption during rolling update with externalTrafficPolicy=Local", at 100 %
+/// where upstream takes 95.
+#[test]
+fn should_not_have_connectivity_disruption_during_rolling_update_with_local() {
+    const PODS: u16 = 3;
+    let Some(room) = Room::new("rolling-local") else {
+        return;
+    };
+    let node = |n: u16| ["n1", "n2"][usize::from(n % 2)];
+    let mut servers: VecDeque<TcpPod> = (0..PODS).map(|n| room.tcp(n)).collect();
+    let mut pods: VecDeque<Pod> = (0..PODS).map(|n| room.pod_on(node(n), n)).collect();
+    let address = room.service("web", &json!({"externalTrafficPolicy": "Local"}));
+    soon("it answers", || room.ask(address).is_ok());
+    let to = SocketAddr::new(address, 80);
+    let load = Load::start(&room.lab.client, 4, 200, move || ask(to).map(|_| ()));
+    for n in PODS..3 * PODS {
+        servers.push_back(room.tcp(n));
+        pods.push_back(room.pod_on(node(n), n));
+        soon("the new one answers", || {
+            room.answers(address, 10).contains(&n.to_string())
+        });
+        // Its kubelet ends it once nobody is sent there any more, or after its grace.
+        let (pod, server) = (pods.pop_front().unwrap(), servers.pop_front().unwrap());
+        room.cluster.delete_pod(&pod, Duration::from_secs(60));
+        soon("the old one has no more to do", || {
+            let before = server.count();
+            room.answers(address, 20);
+            server.count() == before
+        });
+        server.kill();
+        room.cluster.end_pod(&pod);
+    }
+    let (done, failed) = load.finish();
+    assert!(done > 100 && failed.is_empty(), "{done}: {failed:?}");
 }

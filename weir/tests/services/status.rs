@@ -108,8 +108,7 @@ fn a_requested_address_is_given_and_moved_or_nothing_is() {
     let Some(room) = Room::new("requested") else {
         return;
     };
-    // Without a pod that would be the first thing to say.
-    room.pod(0);
+    // There is no pod either: that is said after what keeps the address away.
     let [first, second]: [IpAddr; 2] = [[10, 1, 0, 140].into(), [10, 1, 0, 141].into()];
     let request = |ip: IpAddr| json!({"loadBalancerIP": ip});
     assert_eq!(room.service("web", &request(first)), first);

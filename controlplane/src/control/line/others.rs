@@ -38,6 +38,7 @@ impl Line {
             reasons: vec![left_to(evidence, &self.rules)],
             endpoints: EndpointCounts::default(),
             probes: Vec::new(),
+            checks: Vec::new(),
         })
     }
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 
 use super::access::{Access, AccessError, Files, chain};
 use super::failure::Failure;
+use super::pace::Pace;
 
 /// Between two looks at the files that a client was made of.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,6 +53,8 @@ pub struct Lease {
     pub number: u64,
     /// The address of the API server that it speaks to.
     pub server: Arc<str>,
+    /// Who sends a request says how long its answer took.
+    pub pace: Pace,
 }
 
 #[derive(Debug)]
@@ -64,6 +67,7 @@ struct Inner {
     /// Clients up to this number do not work.
     given_up: AtomicU64,
     server: Mutex<Arc<str>>,
+    pace: Pace,
 }
 
 #[derive(Default)]
@@ -106,6 +110,7 @@ impl Connection {
             current: tokio::sync::Mutex::default(),
             given_up: AtomicU64::new(0),
             server: Mutex::new(server.into()),
+            pace: Pace::default(),
         })))
     }
 
@@ -127,6 +132,11 @@ impl Connection {
     pub fn server(&self) -> Arc<str> {
         let server = self.0.server.lock();
         Arc::clone(&server.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Does the API server answer in time?
+    pub fn pace(&self) -> &Pace {
+        &self.0.pace
     }
 
     /// A client for now: the last one, or a new one if that was given up or a file of it changed.
@@ -184,6 +194,7 @@ impl Connection {
                     client,
                     number,
                     server: Arc::clone(&server),
+                    pace: self.0.pace.clone(),
                 };
                 current.made = Some((lease.clone(), files));
                 current.failed = None;

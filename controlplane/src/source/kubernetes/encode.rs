@@ -185,6 +185,8 @@ fn slice(slice: &EndpointSlice) -> Value {
         address_type,
         ports,
         endpoints,
+        // Of no use to another process.
+        trigger: _,
     } = slice;
     let ports = ports.iter().map(|port| {
         json!({

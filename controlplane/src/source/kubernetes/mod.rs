@@ -14,7 +14,7 @@
 //! - `watcher`: list, watch, and when to try again (`backoff`, `failure`);
 //! - `store` (PURE): what was said last, and what the control task hears of it;
 //! - `snapshot`, `saving`, `encode`: the objects last seen, for a start while no API server answers;
-//! - `health`: how each watch fares, for readiness and metrics.
+//! - `health`: how each watch fares, for readiness and metrics; `pace`: does it answer in time?
 //!
 //! # What holds
 //!
@@ -34,6 +34,7 @@ mod failure;
 mod health;
 mod items;
 mod lines;
+mod pace;
 mod reading;
 mod request;
 mod saving;
@@ -61,6 +62,7 @@ pub use self::access::{Access, AccessError, IN_CLUSTER_VARIABLE};
 pub use self::connection::{Connection, ConnectionError, Lease};
 pub use self::failure::Failure;
 pub use self::health::{Origin, STALE_AFTER, Watch, Watches};
+pub use self::pace::{Answers, LATE, Pace};
 pub use self::reading::Refusal;
 use self::saving::Saving;
 pub use self::scope::Scope;

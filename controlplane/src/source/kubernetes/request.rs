@@ -55,10 +55,14 @@ pub(super) async fn get(
         })?;
     let sent = timeout_at(begun + patience.begin, lease.client.send(request)).await;
     let response = match sent {
-        Err(_) => return Err(silent(patience.begin)),
+        Err(_) => {
+            lease.pace.answered(patience.begin);
+            return Err(silent(patience.begin));
+        }
         Ok(Err(error)) => return Err(unsent(&lease.server, &error)),
         Ok(Ok(response)) => response,
     };
+    lease.pace.answered(begun.elapsed());
     let (parts, body) = response.into_parts();
     let mut answer = Answer {
         body,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{MAX_TEXT, Reader, protocol};
 use crate::annotations;
-use crate::object::{AddressType, Endpoint, EndpointSlice, Meta, SlicePort};
+use crate::object::{AddressType, Endpoint, EndpointSlice, Meta, SlicePort, Trigger};
 use crate::source::field::{FieldError, FieldProblem, Node};
 
 /// discovery/v1: "each slice may include a maximum of 1000 endpoints" and "of 100 ports".
@@ -15,6 +15,10 @@ pub const MAX_PORTS_PER_SLICE: usize = 100;
 const MAX_ADDRESSES_PER_ENDPOINT: usize = 100;
 /// discovery/v1: at most 8 hints; some room for versions to come.
 const MAX_HINTS: usize = 64;
+/// discovery/v1: set by the controllers, for latency alone.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// Go writes 35 characters at most.
+const MAX_TIME: usize = 64;
 const ADDRESS_TYPES: &[(&str, AddressType)] = &[
     ("IPv4", AddressType::V4),
     ("IPv6", AddressType::V6),
@@ -40,6 +44,7 @@ impl Reader {
                     .collect::<Result<_, _>>()?,
                 None => Vec::new(),
             },
+            trigger: trigger(root),
             meta,
         })
     }
@@ -111,6 +116,23 @@ impl Reader {
         list.entries(MAX_HINTS)?
             .map(|entry| Ok(self.share(entry.required("name")?.text(MAX_TEXT)?)))
             .collect()
+    }
+}
+
+/// When the change was triggered. It is measured and nothing else: what is wrong with it refuses
+/// no slice.
+fn trigger(root: &Node<'_>) -> Trigger {
+    let read = || {
+        let metadata = root.field("metadata").ok()??;
+        let annotations = metadata.field("annotations").ok()??;
+        let time = annotations.field(TRIGGER_TIME).ok()??;
+        let text = time.text(MAX_TIME).ok();
+        Some(text.and_then(|text| text.parse::<jiff::Timestamp>().ok()))
+    };
+    match read() {
+        None => Trigger::Absent,
+        Some(None) => Trigger::Unreadable,
+        Some(Some(time)) => Trigger::At(time.as_microsecond()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::*;
-use crate::object::{EndpointSlice, Service, ServiceType};
+use crate::object::{EndpointSlice, Service, ServiceType, Trigger};
 use serde_json::json;
 
 fn read(value: &Value) -> Result<Object, ObjectError> {
@@ -308,4 +308,36 @@ fn repeated_strings_are_shared() {
         }
     };
     assert!(Arc::ptr_eq(&node(), &node()));
+}
+
+#[test]
+fn what_triggered_a_slice_is_read_as_go_writes_it_and_refuses_none() {
+    let of = |annotations: Value| {
+        let mut value = slice(json!({}));
+        value["metadata"]["annotations"] = annotations;
+        good_slice(&value)
+    };
+    let at = |time: &str| of(json!({"endpoints.kubernetes.io/last-change-trigger-time": time}));
+    let second = 1_767_323_045_000_000;
+    let long = "2026-01-02T03:04:05Z".repeat(10_000);
+    for (time, trigger) in [
+        ("2026-01-02T03:04:05Z", Trigger::At(second)),
+        ("2026-01-02T03:04:05.000001Z", Trigger::At(second + 1)),
+        (
+            "2026-01-02T05:04:05.123456789+02:00",
+            Trigger::At(second + 123_456),
+        ),
+        ("1969-12-31T23:59:59Z", Trigger::At(-1_000_000)),
+        ("", Trigger::Unreadable),
+        ("yesterday", Trigger::Unreadable),
+        ("2026-13-02T03:04:05Z", Trigger::Unreadable),
+        ("2026-01-02", Trigger::Unreadable),
+        (&*long, Trigger::Unreadable),
+    ] {
+        let found = at(time);
+        assert_eq!(found.trigger, trigger, "{time:.60}");
+        assert_eq!(found, of(json!({})), "it changes nothing");
+    }
+    assert_eq!(of(json!({"other": "x"})).trigger, Trigger::Absent);
+    assert_eq!(good_slice(&slice(json!({}))).trigger, Trigger::Absent);
 }

@@ -22,6 +22,7 @@ use crate::nodes::NodeSet;
 use crate::object::{
     AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Key, Kind, Mark, Meta,
     PortProtocol, Rival, Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy,
+    Trigger,
 };
 use crate::probe::Verdicts;
 use crate::reason::{Reason, Severity};
@@ -136,6 +137,7 @@ fn slice(address_type: AddressType, endpoints: Vec<Endpoint>) -> EndpointSlice {
         address_type,
         ports: vec![slice_port(Some(""), PortProtocol::Tcp, 8080)],
         endpoints,
+        trigger: Trigger::Absent,
     }
 }
 

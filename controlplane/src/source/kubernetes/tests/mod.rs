@@ -2,6 +2,7 @@
 
 mod impostor;
 mod nodes;
+mod pace;
 pub(crate) mod server;
 mod store;
 

@@ -53,6 +53,8 @@ pub(crate) enum Fault {
     Cut(Vec<u8>),
     /// 200 and a body that drips, a blank at a time, for ever.
     Drip,
+    /// What it should, after so long.
+    Late(Duration),
     /// Not a byte, for ever.
     Silence,
     /// 200, and not a byte more, for ever.
@@ -338,6 +340,13 @@ fn converse(shared: &Shared, mut stream: impl Read + Write) -> io::Result<()> {
             });
             (take_fault(&mut world, &asked), known)
         };
+        let fault = match fault {
+            Some(Fault::Late(after)) => {
+                thread::sleep(after);
+                None
+            }
+            fault => fault,
+        };
         match (known, fault) {
             (false, _) => status(&mut stream, 401)?,
             (true, Some(fault)) => misbehave(shared, &mut stream, &asked, fault)?,
@@ -436,7 +445,7 @@ fn misbehave(
                 thread::sleep(Duration::from_millis(20));
             }
         }
-        Fault::Silence | Fault::SilentBody => {
+        Fault::Silence | Fault::SilentBody | Fault::Late(_) => {
             if matches!(fault, Fault::SilentBody) {
                 stream.write_all(CHUNKED)?;
                 stream.flush()?;
