@@ -28,6 +28,8 @@ const ENDPOINTS: usize = 10;
 const POOL: &str = "10.1.64.0/18";
 /// How often an endpoint's change is timed.
 const CHANGES: usize = 300;
+/// Between two looks at the metrics.
+const POLL: Duration = Duration::from_millis(200);
 const CHURN: Duration = Duration::from_secs(60);
 const CHANGES_PER_SECOND: usize = 200;
 const CONNECTIONS_PER_SECOND: u32 = 500;
@@ -69,8 +71,13 @@ fn started(cluster: &Cluster, lab: &Lab) -> (Weir, SocketAddr) {
         .args(["--pool", POOL, "--workers", "1"])
         .spawn(&lab.lb);
     let since = |what: &str| println!("{:>8.2} s  {what}", begun.elapsed().as_secs_f64());
+    // A page of metrics of so many Services is megabytes and has its price: asked for seldom.
     let until = |what: &str, within: u64, holds: &mut dyn FnMut() -> bool| {
-        eventually(what, Duration::from_secs(within), holds);
+        eventually(what, Duration::from_secs(within), || {
+            let done = holds();
+            std::thread::sleep(if done { Duration::ZERO } else { POLL });
+            done
+        });
         since(what);
     };
     until("the admin interface answers", 30, &mut || {

@@ -2,6 +2,7 @@
 //! (whose addresses need no privilege), sockets.
 
 mod nodes;
+mod scale;
 mod timing;
 
 use std::fs;
@@ -59,9 +60,13 @@ impl Bench {
     }
 
     fn on(directory: tempfile::TempDir, settings: Settings) -> Bench {
+        Bench::with(directory, settings, 2)
+    }
+
+    fn with(directory: tempfile::TempDir, settings: Settings, workers: usize) -> Bench {
         let table = TableBuilder::new(HashKey([7; 16])).freeze();
         let config = Config {
-            workers: 2,
+            workers,
             pin: false,
             ..Config::default()
         };

@@ -38,15 +38,22 @@ impl Reader {
                 .one_of(ADDRESS_TYPES, "IPv4, IPv6, FQDN")?,
             ports: self.slice_ports(root)?,
             endpoints: match root.field("endpoints")? {
-                Some(endpoints) => endpoints
-                    .entries(MAX_ENDPOINTS_PER_SLICE)?
-                    .map(|endpoint| self.endpoint(&endpoint))
-                    .collect::<Result<_, _>>()?,
+                Some(endpoints) => self.endpoints(&endpoints)?,
                 None => Vec::new(),
             },
             trigger: trigger(root),
             meta,
         })
+    }
+
+    fn endpoints(&mut self, endpoints: &Node<'_>) -> Result<Vec<Endpoint>, FieldError> {
+        let entries = endpoints.entries(MAX_ENDPOINTS_PER_SLICE)?;
+        // Room for exactly these: to collect results doubles it until it is enough.
+        let mut read = Vec::with_capacity(entries.len());
+        for endpoint in entries {
+            read.push(self.endpoint(&endpoint)?);
+        }
+        Ok(read)
     }
 
     pub(super) fn service_name(&mut self, root: &Node<'_>) -> Result<Option<Arc<str>>, FieldError> {

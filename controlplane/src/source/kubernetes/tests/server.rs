@@ -1,7 +1,7 @@
 //! A scripted API server: it has objects, versions, pages, watches and bookmarks as the real one,
 //! and does on request what the real one will not. Blocking, a thread per connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -73,12 +73,15 @@ struct Planned {
     left: Option<usize>,
 }
 
+/// Events that are kept; a watch from before them is too old.
+const EVENTS: usize = 10_000;
+
 #[derive(Default)]
 struct World {
     version: u64,
     objects: BTreeMap<(String, String, String), Value>,
     /// Version, plural, type, object.
-    events: Vec<(u64, String, &'static str, Value)>,
+    events: VecDeque<(u64, String, &'static str, Value)>,
     /// Watches from before this are too old.
     compacted: u64,
     page: usize,
@@ -262,7 +265,12 @@ impl Server {
             Some(_) => "MODIFIED",
             None => "ADDED",
         };
-        world.events.push((version, plural, kind, object));
+        world.events.push_back((version, plural, kind, object));
+        if world.events.len() > EVENTS
+            && let Some((oldest, ..)) = world.events.pop_front()
+        {
+            world.compacted = world.compacted.max(oldest);
+        }
         drop(world);
         self.shared.changed.notify_all();
     }
@@ -276,7 +284,9 @@ impl Server {
         world.version += 1;
         let version = world.version;
         gone["metadata"]["resourceVersion"] = version.to_string().into();
-        world.events.push((version, id(&gone).0, "DELETED", gone));
+        world
+            .events
+            .push_back((version, id(&gone).0, "DELETED", gone));
         drop(world);
         self.shared.changed.notify_all();
     }
@@ -576,7 +586,10 @@ fn events(shared: &Shared, stream: &mut impl Write, asked: &Asked) -> io::Result
             chunk(stream, format!("{event}\n").as_bytes())?;
             return chunk(stream, b"");
         }
-        let news = world.events.iter().filter(|(version, ..)| *version > from);
+        let old = world
+            .events
+            .partition_point(|(version, ..)| *version <= from);
+        let news = world.events.range(old..);
         let lines: String = news
             .filter(|(_, plural, _, object)| within(asked, plural, object))
             .map(|(_, _, kind, object)| format!("{}\n", json!({"type": kind, "object": object})))
