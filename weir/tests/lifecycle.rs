@@ -180,9 +180,9 @@ fn the_admin_interface_shows_every_service_and_what_is_ready() {
             families += 1;
         }
     }
-    // Those of a cluster's watches, and of the token for it, are there with a cluster alone.
+    // Those of a cluster's watches and answers, and of the token for it, are there with a cluster alone.
     let rows = |prefix: &str| documented.matches(&format!("\n| `weir_{prefix}")).count();
-    let rows = rows("") - rows("watch_") - rows("token_");
+    let rows = rows("") - rows("watch_") - rows("kubernetes_answer") - rows("token_");
     assert_eq!(families, rows, "every family is on the page: {text}");
     // A slow or silent admin client disturbs neither the admin interface nor traffic.
     let slow: Vec<_> = (0..50).map(|_| weir.admin_stream().unwrap()).collect();
