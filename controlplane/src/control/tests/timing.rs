@@ -19,7 +19,7 @@ fn changes_of_endpoints_are_timed_from_their_trigger() {
         bench.write("web.yaml", &dated(backend, trigger));
         eventually(name, || (ask(vip).ok()? == name).then_some(()));
     };
-    let count = || bench.metric(&format!("{}_count", crate::measure::ENDPOINTS));
+    let count = || bench.metric(&format!("{}_count", measure::ENDPOINTS));
     let undated = |reason: &str| {
         let series = format!("weir_endpoints_changes_undated_total{{reason=\"{reason}\"}}");
         bench.metric(&series)
