@@ -583,67 +583,7 @@ codes!(
 impl Reason {
     /// What it does to traffic.
     pub fn severity(&self) -> Severity {
-        use Reason::*;
-        match self {
-            NotALoadBalancer { .. }
-            | ForeignClass { .. }
-            | RivalProvider { .. }
-            | Ignored { .. }
-            | Deleting
-            | Malformed { .. }
-            | NotSupported { .. }
-            | NoPorts
-            | NoNodePort { .. }
-            | PortProtocolNotSupported { .. }
-            | DuplicatePort { .. }
-            | BadSourceRange { .. }
-            | BadAddressRequest { .. }
-            | ConflictingRequest { .. }
-            | RequestedFamily { .. }
-            | TooManyBackends { .. }
-            | FrontendInvalid { .. } => Severity::Refused,
-            NoUsableEndpoint { .. }
-            | NodesUnknown
-            | NoEligibleNode { .. }
-            | PortNameMismatch { .. }
-            | NoPool { .. }
-            | PoolExhausted { .. }
-            | UnknownPool { .. }
-            | AddressNotInPool { .. }
-            | AddressTaken { .. }
-            | SharingRefused { .. }
-            | FrontendTaken { .. }
-            | AddressNotAdded { .. }
-            | AddressGivenElsewhere
-            | TakenByKubeProxy { .. }
-            | NotListening { .. }
-            | DescriptorLimit { .. } => Severity::Pending,
-            ForeignServiceProxy
-            | FamilyDenied { .. }
-            | BadAnnotation { .. }
-            | AnnotationIgnored { .. }
-            | EndpointRefused { .. }
-            | MoreEndpointsRefused { .. }
-            | UnhealthyEndpoints { .. }
-            | NoHealthyEndpoint { .. }
-            | EndpointsNotChecked { .. }
-            | OnlyTerminatingEndpoints { .. }
-            | CrossFamily { .. }
-            | MaglevTooManyPorts { .. }
-            | MaglevPoolTooLarge { .. }
-            | ClientAddressNotKept
-            | NoHealthyNode { .. }
-            | PodsUnreachable { .. }
-            | NoFallback { .. }
-            | AffinityAtNodes
-            | AddressOutsidePools { .. }
-            | StaleObject { .. }
-            | DuplicateObject { .. }
-            | Contested { .. }
-            | NotWritten { .. }
-            | VerbMissing { .. }
-            | HeldByDeletionGuard => Severity::Note,
-        }
+        order::place(self).1
     }
 }
 

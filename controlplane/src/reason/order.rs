@@ -3,11 +3,11 @@
 //! A condition is named after the first, and the log spells out a few: the order is the answer to
 //! "why is EXTERNAL-IP pending".
 
-use super::Reason;
+use super::{Reason, Severity};
 
 /// What a reason is in the way of, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Stops {
+pub(super) enum Stops {
     /// The whole Service: there is no load balancer.
     Service,
     /// Its addresses: without them nothing is served, and EXTERNAL-IP stays pending.
@@ -24,11 +24,12 @@ enum Stops {
 
 /// Puts `reasons` into their canonical order, the gravest first, each once.
 pub(crate) fn arrange(reasons: &mut Vec<Reason>) {
-    reasons.sort_unstable_by(|a, b| stops(a).cmp(&stops(b)).then_with(|| a.cmp(b)));
+    reasons.sort_unstable_by(|a, b| place(a).0.cmp(&place(b).0).then_with(|| a.cmp(b)));
     reasons.dedup();
 }
 
-fn stops(reason: &Reason) -> Stops {
+/// What a reason is in the way of, and what it does to traffic.
+pub(super) fn place(reason: &Reason) -> (Stops, Severity) {
     use Reason::*;
     match reason {
         NotALoadBalancer { .. }
@@ -39,43 +40,45 @@ fn stops(reason: &Reason) -> Stops {
         | Malformed { .. }
         | NotSupported { .. }
         | NoPorts
-        | TooManyBackends { .. } => Stops::Service,
-        BadAddressRequest { .. }
-        | ConflictingRequest { .. }
-        | RequestedFamily { .. }
-        | NoPool { .. }
+        | TooManyBackends { .. } => (Stops::Service, Severity::Refused),
+        BadAddressRequest { .. } | ConflictingRequest { .. } | RequestedFamily { .. } => {
+            (Stops::Address, Severity::Refused)
+        }
+        NoPool { .. }
         | PoolExhausted { .. }
         | UnknownPool { .. }
         | AddressNotInPool { .. }
         | AddressTaken { .. }
         | SharingRefused { .. }
         | AddressGivenElsewhere
-        | AddressNotAdded { .. } => Stops::Address,
+        | AddressNotAdded { .. } => (Stops::Address, Severity::Pending),
+        FrontendInvalid { .. } => (Stops::Listener, Severity::Refused),
         FrontendTaken { .. }
-        | FrontendInvalid { .. }
         | NotListening { .. }
         | TakenByKubeProxy { .. }
-        | DescriptorLimit { .. } => Stops::Listener,
-        BadSourceRange { .. }
-        | NodesUnknown
+        | DescriptorLimit { .. } => (Stops::Listener, Severity::Pending),
+        BadSourceRange { .. } => (Stops::Traffic, Severity::Refused),
+        NodesUnknown
         | NoEligibleNode { .. }
         | NoUsableEndpoint { .. }
-        | PortNameMismatch { .. } => Stops::Traffic,
-        NoNodePort { .. } | PortProtocolNotSupported { .. } | DuplicatePort { .. } => Stops::Port,
+        | PortNameMismatch { .. } => (Stops::Traffic, Severity::Pending),
+        NoNodePort { .. } | PortProtocolNotSupported { .. } | DuplicatePort { .. } => {
+            (Stops::Port, Severity::Refused)
+        }
         ForeignServiceProxy
         | FamilyDenied { .. }
         | BadAnnotation { .. }
         | AnnotationIgnored { .. }
         | EndpointRefused { .. }
         | MoreEndpointsRefused { .. }
+        | UnhealthyEndpoints { .. }
+        | NoHealthyEndpoint { .. }
+        | EndpointsNotChecked { .. }
         | OnlyTerminatingEndpoints { .. }
         | CrossFamily { .. }
         | MaglevTooManyPorts { .. }
         | MaglevPoolTooLarge { .. }
         | ClientAddressNotKept
-        | UnhealthyEndpoints { .. }
-        | NoHealthyEndpoint { .. }
-        | EndpointsNotChecked { .. }
         | NoHealthyNode { .. }
         | PodsUnreachable { .. }
         | NoFallback { .. }
@@ -83,10 +86,10 @@ fn stops(reason: &Reason) -> Stops {
         | AddressOutsidePools { .. }
         | StaleObject { .. }
         | DuplicateObject { .. }
-        | NotWritten { .. }
         | Contested { .. }
+        | NotWritten { .. }
         | VerbMissing { .. }
-        | HeldByDeletionGuard => Stops::Nothing,
+        | HeldByDeletionGuard => (Stops::Nothing, Severity::Note),
     }
 }
 
@@ -96,7 +99,6 @@ mod tests {
 
     use super::*;
     use crate::object::Family;
-    use crate::reason::Severity;
 
     /// One of each rank and more, as they have to come.
     fn in_order() -> Vec<Reason> {
@@ -132,7 +134,7 @@ mod tests {
     fn a_note_never_comes_before_what_stops_something() {
         for reason in in_order() {
             let is_note = reason.severity() == Severity::Note;
-            assert_eq!(stops(&reason) == Stops::Nothing, is_note, "{reason}");
+            assert_eq!(place(&reason).0 == Stops::Nothing, is_note, "{reason}");
         }
     }
 
