@@ -413,7 +413,8 @@ pub fn exchange(socket: &UdpSocket, data: &[u8]) -> std::io::Result<Vec<u8>> {
 /// stopped; how often it succeeded, and what went wrong.
 pub struct Load {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<(u64, Vec<String>)>>,
+    succeeded: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl Load {
@@ -424,37 +425,48 @@ impl Load {
         f: impl Fn() -> std::io::Result<()> + Send + Sync + Clone + 'static,
     ) -> Load {
         let stop = Arc::new(AtomicBool::new(false));
+        let succeeded = Arc::new(AtomicU64::new(0));
         let interval = Duration::from_secs(1) * threads / per_second;
         let threads = (0..threads)
             .map(|_| {
-                let (stop, f) = (stop.clone(), f.clone());
+                let (stop, succeeded, f) = (stop.clone(), succeeded.clone(), f.clone());
                 net.spawn(move || {
-                    let (mut ok, mut errors) = (0, Vec::new());
+                    let mut errors = Vec::new();
                     let mut next = Instant::now();
                     while !stop.load(Ordering::Relaxed) {
                         match f() {
-                            Ok(()) => ok += 1,
+                            Ok(()) => _ = succeeded.fetch_add(1, Ordering::Relaxed),
                             Err(e) => errors.push(format!("{:?}: {e}", Instant::now())),
                         }
                         next += interval;
                         std::thread::sleep(next.saturating_duration_since(Instant::now()));
                     }
-                    (ok, errors)
+                    errors
                 })
             })
             .collect();
-        Load { stop, threads }
+        Load {
+            stop,
+            succeeded,
+            threads,
+        }
+    }
+
+    /// Waits until it has succeeded `more` times from now: what was done before has met a load, however fast
+    /// the machine.
+    #[track_caller]
+    pub fn goes_on(&self, more: u64) {
+        let until = self.succeeded.load(Ordering::Relaxed) + more;
+        super::eventually("the load goes on", Duration::from_secs(20), || {
+            self.succeeded.load(Ordering::Relaxed) >= until
+        });
     }
 
     /// Ends it; successes and errors.
     pub fn finish(self) -> (u64, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
-        let mut total = (0, Vec::new());
-        for thread in self.threads {
-            let (ok, errors) = thread.join().unwrap();
-            total.0 += ok;
-            total.1.extend(errors);
-        }
-        total
+        let ends = self.threads.into_iter().map(|thread| thread.join().unwrap());
+        let errors = ends.flatten().collect();
+        (self.succeeded.load(Ordering::Relaxed), errors)
     }
 }
