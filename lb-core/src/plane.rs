@@ -197,6 +197,7 @@ impl Plane {
         if !PEER_TIMEOUTS.contains(&limits.peer_timeout) {
             return Err(StartError::PeerTimeout(limits.peer_timeout));
         }
+        process::give_memory_back();
         let limit = process::raise_nofile();
         let budget = Budget::new(limit, workers, limits.reserved_descriptors);
         let budget = budget.map_err(|TooFew { needed }| StartError::TooFewDescriptors {

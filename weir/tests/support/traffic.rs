@@ -465,7 +465,10 @@ impl Load {
     /// Ends it; successes and errors.
     pub fn finish(self) -> (u64, Vec<String>) {
         self.stop.store(true, Ordering::Relaxed);
-        let ends = self.threads.into_iter().map(|thread| thread.join().unwrap());
+        let ends = self
+            .threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap());
         let errors = ends.flatten().collect();
         (self.succeeded.load(Ordering::Relaxed), errors)
     }
