@@ -111,6 +111,11 @@ impl Cluster {
         std::mem::take(&mut self.dirty)
     }
 
+    /// As [`Cluster::take_dirty`], and they stay.
+    pub fn dirty(&self) -> impl Iterator<Item = &Key> {
+        self.dirty.iter()
+    }
+
     /// The Service of exactly this key, uid included.
     pub fn service(&self, key: &Key) -> Option<&Arc<Service>> {
         let entry = self.services.get(&Id::of(key))?;

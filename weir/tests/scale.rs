@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::cluster::{self, Cluster};
 use support::net::pod_v4;
-use support::traffic::{Load, TcpPod, ask};
+use support::traffic::{Load, TcpPod, ask, dial_from, name_behind};
 use support::weir::Weir;
 use support::*;
 
@@ -33,7 +34,18 @@ const POLL: Duration = Duration::from_millis(200);
 const CHURN: Duration = Duration::from_secs(60);
 const CHANGES_PER_SECOND: usize = 200;
 const CONNECTIONS_PER_SECOND: u32 = 500;
-const WRITERS: usize = 4;
+const WRITERS: usize = 8;
+const CLIENTS: u32 = 16;
+/// The clients': from one alone most ports would soon be in TIME_WAIT, and the kernel look long for a free one.
+const SOURCES: [Ipv4Addr; 8] = {
+    let mut all = [Ipv4Addr::UNSPECIFIED; 8];
+    let mut n = 0;
+    while n < all.len() {
+        all[n] = Ipv4Addr::new(10, 1, 0, 16 + n as u8);
+        n += 1;
+    }
+    all
+};
 /// The Service that is asked, and the one whose endpoints change while it is timed.
 const ASKED: usize = 4_000;
 
@@ -45,11 +57,17 @@ fn ten_thousand_services_with_a_hundred_thousand_endpoints() {
     }
     let lab = Lab::new();
     lab.client.ip(&["route", "add", POOL, "via", "10.1.0.1"]);
+    for source in SOURCES {
+        lab.client
+            .ip(&["addr", "add", &format!("{source}/24"), "dev", "eth0"]);
+    }
     let kept = kept(&lab);
     let cluster = Cluster::prepare()
         .inside(&lab.lb, [10, 2, 0, 1].into())
         .restore(&kept)
         .launch();
+    // They would take a core for themselves; in a cluster of this size they have machines of their own.
+    cluster.stop_controllers();
     let cluster = Arc::new(cluster);
     let _pods: Vec<TcpPod> = (0..4)
         .map(|n| TcpPod::named(&lab.server, pod_v4(n), 8080, &format!("pod-{n}")))
@@ -161,9 +179,11 @@ fn churned(cluster: &Arc<Cluster>, lab: &Lab, weir: &Weir, address: SocketAddr) 
             })
         })
         .collect();
-    let (began, cpu) = (Instant::now(), weir.cpu());
-    let load = Load::start(&lab.client, 4, CONNECTIONS_PER_SECOND, move || {
-        ask(address).map(|_| ())
+    let (began, cpu, everybody) = (Instant::now(), weir.cpu(), spent());
+    let turn = Arc::new(AtomicUsize::new(0));
+    let load = Load::start(&lab.client, CLIENTS, CONNECTIONS_PER_SECOND, move || {
+        let source = SOURCES[turn.fetch_add(1, Ordering::Relaxed) % SOURCES.len()];
+        name_behind(dial_from(source.into(), 0, address)?).map(drop)
     });
     std::thread::sleep(CHURN);
     let (asked, failed) = load.finish();
@@ -179,7 +199,42 @@ fn churned(cluster: &Arc<Cluster>, lab: &Lab, weir: &Weir, address: SocketAddr) 
         failed.len(),
         (weir.cpu() - cpu).as_secs_f64() / seconds * 100.0
     );
+    let mut spent: Vec<(String, f64)> = spent()
+        .into_iter()
+        .map(|(name, now)| {
+            let before = everybody.get(&name).copied().unwrap_or_default();
+            (name, (now - before) / seconds * 100.0)
+        })
+        .filter(|(_, share)| *share >= 1.0)
+        .collect();
+    spent.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let spent: Vec<String> = spent
+        .into_iter()
+        .map(|(name, share)| format!("{name} {share:.0} %"))
+        .collect();
+    println!("of a CPU meanwhile: {}", spent.join(", "));
     assert!(asked > 0 && failed.is_empty(), "{asked}: {failed:?}");
+}
+
+/// Seconds of CPU that processes have used so far, by their names.
+fn spent() -> BTreeMap<String, f64> {
+    let mut all = BTreeMap::new();
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        // Gone meanwhile, or no process.
+        let Ok(stat) = std::fs::read_to_string(process.path().join("stat")) else {
+            continue;
+        };
+        let Some((name, rest)) = stat
+            .split_once('(')
+            .and_then(|(_, rest)| rest.rsplit_once(')'))
+        else {
+            continue;
+        };
+        let ticks = rest.split_whitespace().skip(11).take(2);
+        let ticks: u64 = ticks.map(|n| n.parse().unwrap_or(0)).sum();
+        *all.entry(name.to_owned()).or_default() += ticks as f64 / 100.0;
+    }
+    all
 }
 
 /// The change of this number: every twentieth is the asked one's, of which two of four pods are there.

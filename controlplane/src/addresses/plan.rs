@@ -1,9 +1,10 @@
 //! What to add and remove so that the wanted VIPs are on the machine. PURE.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use crate::object::Family;
+use ipnet::IpNet;
 
 /// One interface of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,12 +117,13 @@ pub struct Plan {
 pub fn plan(wanted: &BTreeSet<IpAddr>, machine: &Machine, interface: Option<&str>) -> Plan {
     let mut plan = Plan::default();
     let mut keep = BTreeSet::new();
+    let index = Index::new(machine);
     for &address in wanted {
-        let outcome = match machine.found(address) {
+        let outcome = match index.found(address) {
             Some(outcome) => outcome,
-            None => machine.place(address, interface).map(|interface| {
+            None => index.place(address, interface).map(|interface| {
                 keep.insert((address, interface));
-                if !machine.has_ours(address, interface) {
+                if !index.ours.contains(&(address, interface)) {
                     plan.steps.push(Step::Add { address, interface });
                 }
                 Placed::Added { interface }
@@ -141,100 +143,105 @@ pub fn plan(wanted: &BTreeSet<IpAddr>, machine: &Machine, interface: Option<&str
     plan
 }
 
-impl Machine {
+/// A machine, arranged for a question about each of thousands of VIPs.
+struct Index<'a> {
+    interfaces: &'a [Interface],
+    /// What is ours, and where.
+    ours: BTreeSet<(IpAddr, u32)>,
+    /// What is there without us; false: as a duplicate alone.
+    theirs: BTreeMap<IpAddr, bool>,
+    /// One address of theirs for each of the subnets, the smallest first; of equals the first interface, so that the
+    /// answer is stable.
+    subnets: Vec<&'a Present>,
+}
+
+impl<'a> Index<'a> {
+    fn new(machine: &'a Machine) -> Index<'a> {
+        let mut theirs = BTreeMap::new();
+        let mut subnets = BTreeMap::new();
+        let mut ours = BTreeSet::new();
+        for present in &machine.addresses {
+            if present.is_ours {
+                ours.insert((present.address, present.interface));
+                continue;
+            }
+            *theirs.entry(present.address).or_default() |= !present.is_duplicate;
+            if let Some(subnet) = subnet(present) {
+                let order = (Reverse(present.prefix), present.interface, subnet);
+                subnets.entry(order).or_insert(present);
+            }
+        }
+        Index {
+            interfaces: &machine.interfaces,
+            ours,
+            theirs,
+            subnets: subnets.into_values().collect(),
+        }
+    }
+
     /// Is `address` there without us?
     fn found(&self, address: IpAddr) -> Option<Result<Placed, PlanError>> {
-        let mut theirs = self
-            .addresses
-            .iter()
-            .filter(|present| !present.is_ours && present.address == address)
-            .peekable();
-        if theirs.peek().is_some() {
-            return Some(match theirs.any(|present| !present.is_duplicate) {
+        if let Some(usable) = self.theirs.get(&address) {
+            return Some(match usable {
                 true => Ok(Placed::Found),
                 false => Err(PlanError::Duplicate),
             });
         }
         // Every IPv4 address of a loopback device's subnet is local, as all of 127.0.0.0/8 is.
-        let is_local = address.is_ipv4()
-            && self.addresses.iter().any(|present| {
-                !present.is_ours
-                    && self.is_loopback(present.interface)
-                    && contains(present, address)
-            });
+        let loopback = |interface: &Interface| interface.is_loopback;
+        let is_local = address.is_ipv4() && self.subnet_of(address, loopback).is_some();
         is_local.then_some(Ok(Placed::Found))
-    }
-
-    fn has_ours(&self, address: IpAddr, interface: u32) -> bool {
-        self.addresses.iter().any(|present| {
-            present.is_ours && present.address == address && present.interface == interface
-        })
-    }
-
-    fn is_loopback(&self, index: u32) -> bool {
-        self.interfaces
-            .iter()
-            .any(|interface| interface.index == index && interface.is_loopback)
     }
 
     fn place(&self, address: IpAddr, configured: Option<&str>) -> Result<u32, PlanError> {
         if let Some(name) = configured {
-            return self
-                .interfaces
-                .iter()
-                .find(|interface| interface.name == name)
+            let mut all = self.interfaces.iter();
+            let found = all.find(|interface| interface.name == name);
+            return found
                 .map(|interface| interface.index)
                 .ok_or_else(|| PlanError::NoInterface {
                     name: name.to_owned(),
                 });
         }
-        let is_up = |index| {
-            self.interfaces.iter().any(|interface| {
-                interface.index == index && interface.is_up && !interface.is_loopback
-            })
-        };
-        self.addresses
-            .iter()
-            .filter(|present| {
-                !present.is_ours && contains(present, address) && is_up(present.interface)
-            })
-            // The longest prefix; of equals the first interface, so that the answer is stable.
-            .max_by_key(|present| (present.prefix, std::cmp::Reverse(present.interface)))
-            .map(|present| present.interface)
-            .or_else(|| self.loopback())
-            .ok_or(PlanError::NoPlace)
+        self.subnet_of(address, |interface| {
+            interface.is_up && !interface.is_loopback
+        })
+        .or_else(|| {
+            let mut all = self.interfaces.iter();
+            let loopback = all.find(|interface| interface.is_loopback)?;
+            Some(loopback.index)
+        })
+        .ok_or(PlanError::NoPlace)
     }
 
-    fn loopback(&self) -> Option<u32> {
-        let mut loopbacks = self
-            .interfaces
-            .iter()
-            .filter(|interface| interface.is_loopback);
-        loopbacks.next().map(|interface| interface.index)
+    /// The interface with the smallest subnet that contains `address`, of those that `suits`.
+    fn subnet_of(&self, address: IpAddr, suits: impl Fn(&Interface) -> bool) -> Option<u32> {
+        let mut fitting = self.subnets.iter().filter(|present| {
+            let in_subnet = subnet_at(address, present.prefix);
+            in_subnet.is_some() && in_subnet == subnet(present)
+        });
+        let found = fitting.find(|present| {
+            let mut all = self.interfaces.iter();
+            all.any(|interface| interface.index == present.interface && suits(interface))
+        });
+        found.map(|present| present.interface)
     }
 }
 
-/// Is `address` in the subnet of `present`? A subnet of one address contains no other, and
-/// link-local subnets are on every interface and say nothing.
-fn contains(present: &Present, address: IpAddr) -> bool {
-    if Family::of(present.address) != Family::of(address) {
-        return false;
-    }
-    let mask = |bits: u32| u128::MAX.checked_shl(bits - u32::from(present.prefix).min(bits));
-    match (present.address, address) {
-        (IpAddr::V4(a), IpAddr::V4(b)) => {
-            let bits = |v4: Ipv4Addr| u128::from(v4.to_bits());
-            present.prefix < 32 && (bits(a) ^ bits(b)) & mask(32).unwrap_or(0) == 0
-        }
-        (IpAddr::V6(a), IpAddr::V6(b)) => {
-            let bits = |v6: Ipv6Addr| v6.to_bits();
-            let is_link_local = a.is_unicast_link_local();
-            present.prefix < 128
-                && !is_link_local
-                && (bits(a) ^ bits(b)) & mask(128).unwrap_or(0) == 0
-        }
-        _ => false,
-    }
+/// The first address of the subnet that `present` brings. A subnet of one address contains no other, and link-local
+/// subnets are on every interface and say nothing.
+fn subnet(present: &Present) -> Option<IpAddr> {
+    let is_link_local = match present.address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    subnet_at(present.address, present.prefix).filter(|_| !is_link_local)
+}
+
+/// The first address of the subnet of this prefix that `address` is in, if it has others.
+fn subnet_at(address: IpAddr, prefix: u8) -> Option<IpAddr> {
+    let net = IpNet::new(address, prefix).ok()?;
+    (net.prefix_len() < net.max_prefix_len()).then(|| net.network())
 }
 
 #[cfg(test)]
@@ -401,6 +408,43 @@ mod tests {
         }
     }
 
+    /// One look at every address for each question, as the words of [`plan`] say it.
+    fn naive(address: IpAddr, machine: &Machine) -> Result<Placed, PlanError> {
+        let theirs = || machine.addresses.iter().filter(|p| !p.is_ours);
+        let on = |present: &Present, loopback: bool| {
+            let mut all = machine.interfaces.iter();
+            all.any(|i| {
+                i.index == present.interface && i.is_loopback == loopback && (loopback || i.is_up)
+            })
+        };
+        let contains = |present: &&Present| {
+            let link_local = "fe80::/10"
+                .parse::<IpNet>()
+                .unwrap()
+                .contains(&present.address);
+            let subnet = IpNet::new(present.address, present.prefix).unwrap();
+            !link_local
+                && subnet.prefix_len() < subnet.max_prefix_len()
+                && subnet.contains(&address)
+        };
+        let mut same = theirs().filter(|p| p.address == address).peekable();
+        if same.peek().is_some() {
+            return if same.any(|p| !p.is_duplicate) {
+                Ok(Placed::Found)
+            } else {
+                Err(PlanError::Duplicate)
+            };
+        }
+        if address.is_ipv4() && theirs().filter(contains).any(|p| on(p, true)) {
+            return Ok(Placed::Found);
+        }
+        let best = theirs().filter(contains).filter(|p| on(p, false));
+        let best = best.max_by_key(|p| (p.prefix, Reverse(p.interface)));
+        Ok(Placed::Added {
+            interface: best.map_or(LO, |p| p.interface),
+        })
+    }
+
     fn pick() -> impl Strategy<Value = IpAddr> {
         prop_oneof![
             (0u8..4).prop_map(|n| IpAddr::from([192, 0, 2, n])),
@@ -410,6 +454,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_place_is_the_one_that_a_look_at_everything_finds(
+            addresses in proptest::collection::vec((pick(), 0u8..=32, 1u32..5, any::<bool>(), any::<bool>()), 0..8),
+            wanted in proptest::collection::btree_set(pick(), 1..8),
+            down in 1u32..5,
+        ) {
+            let mut machine = machine(&base());
+            machine.interfaces.iter_mut().for_each(|i| i.is_up = i.index != down);
+            for (address, shorter, interface, is_ours, is_duplicate) in addresses {
+                let prefix = (if address.is_ipv4() { 32 } else { 128 }) - shorter;
+                machine.addresses.push(Present { address, prefix, interface, is_ours, is_duplicate });
+            }
+            let found = plan(&wanted, &machine, None);
+            for address in wanted {
+                prop_assert_eq!(&found.outcome[&address], &naive(address, &machine));
+            }
+        }
+
         #[test]
         fn one_plan_is_enough_and_touches_nothing_of_others(
             theirs in proptest::collection::btree_set((pick(), 1u32..4), 0..6),

@@ -117,12 +117,11 @@ impl Line {
         self.probed.extend(touched);
     }
 
-    /// Does any Service of this source look at nodes?
-    pub(super) fn looks_at_nodes(&self, source: SourceId) -> bool {
-        let mut services = self.cluster.services();
-        services.any(|service| {
-            service.meta.key.source == source && looks_at_nodes(service, &self.rules)
-        })
+    /// Does any Service of this source that changed since the last decision look at nodes?
+    pub(super) fn begins_to_look_at_nodes(&self, source: SourceId) -> bool {
+        let changed = self.cluster.dirty().filter(|key| key.source == source);
+        let mut services = changed.filter_map(|key| self.cluster.service(key));
+        services.any(|service| looks_at_nodes(service, &self.rules))
     }
 
     /// A Service looks at nodes that were not listed yet, and may be soon.

@@ -229,6 +229,7 @@ impl Task<'_> {
         if self.settings.confirm_deletions {
             self.line.confirm_deletions();
         }
+        self.watch_nodes();
         let Turn {
             table,
             touched,
@@ -239,7 +240,6 @@ impl Task<'_> {
             nodes,
         } = self.line.decide();
         let causes = self.causes.take(|service| self.line.balances(service));
-        self.watch_nodes();
         if let Some(wanted) = wanted {
             self.prober.want(wanted);
         }
@@ -278,7 +278,7 @@ impl Task<'_> {
     fn watch_nodes(&self) {
         if let Some(cluster) = &self.settings.kubernetes
             && !cluster.watches_nodes()
-            && self.line.looks_at_nodes(kubernetes::SOURCE)
+            && self.line.begins_to_look_at_nodes(kubernetes::SOURCE)
         {
             cluster.watch_nodes();
         }

@@ -208,7 +208,11 @@ pub fn read_name(stream: &mut TcpStream) -> std::io::Result<String> {
 
 /// Dials, reads the pod's name, closes in order.
 pub fn ask(address: SocketAddr) -> std::io::Result<String> {
-    let mut stream = dial(address)?;
+    name_behind(dial(address)?)
+}
+
+/// As [`ask`], on a connection that is open.
+pub fn name_behind(mut stream: TcpStream) -> std::io::Result<String> {
     let name = read_name(&mut stream)?;
     stream.shutdown(Shutdown::Write)?;
     let mut rest = Vec::new();

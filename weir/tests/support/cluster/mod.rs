@@ -68,7 +68,7 @@ pub struct Cluster {
 
 /// What serves the API and acts on it.
 struct ControlPlane {
-    _controllers: Process,
+    controllers: Option<Process>,
     _api: Process,
 }
 
@@ -259,6 +259,13 @@ impl Cluster {
     /// Kills the API server and its controllers; connections end, new ones are refused. etcd goes on.
     pub fn stop_api(&self) {
         *self.control_plane.lock().unwrap() = None;
+    }
+
+    /// Kills the controllers alone: who writes EndpointSlices by hand does not need them.
+    pub fn stop_controllers(&self) {
+        if let Some(running) = &mut *self.control_plane.lock().unwrap() {
+            running.controllers = None;
+        }
     }
 
     /// Starts them, after [`Cluster::stop_api`], with the same objects, address, keys and users, and

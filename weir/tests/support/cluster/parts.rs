@@ -32,7 +32,7 @@ impl Cluster {
         let mut api = self.start_api_server();
         self.wait_for_api(&mut api);
         ControlPlane {
-            _controllers: self.start_controllers(),
+            controllers: Some(self.start_controllers()),
             _api: api,
         }
     }
