@@ -1,19 +1,24 @@
 //! The status directory: one JSON file per Service, replaced in one step, only when it changed,
-//! and removed with its Service. Owned by the control task. What cannot be written is said once and
+//! and removed with its Service. Written by a thread of its own. What cannot be written is said once and
 //! stops nothing.
 //!
 //! The directory may hold files of others. Ours are named `NAMESPACE_NAME.status.json` and say
 //! `"writtenBy": "weir"`; a file that does not do both is neither replaced nor removed.
 
+mod writer;
+
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use lb_core::table::Protocol;
 use serde_json::json;
 
 use crate::object::Key;
 use crate::status::{ServiceStatus, State};
+
+use writer::Writer;
 
 /// The end of our files' names.
 const SUFFIX: &str = ".status.json";
@@ -25,17 +30,52 @@ const WRITER: &str = "weir";
 /// Larger files are not read: a Service of 1,000 ports takes 100 KiB.
 const SIZE_LIMIT: u64 = 4 << 20;
 
-/// The files of one directory.
+/// The files of one directory, written soon.
 pub(super) struct StatusFiles {
-    directory: PathBuf,
-    failing: bool,
+    writer: Writer,
+    /// More waited than may.
+    overtaken: bool,
 }
 
 impl StatusFiles {
     /// Begins without a file of ours: what an earlier process left is out of date.
-    pub(super) fn new(directory: &Path) -> StatusFiles {
-        let mut files = StatusFiles {
-            directory: directory.to_owned(),
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub(super) fn start(directory: &Path) -> io::Result<StatusFiles> {
+        let directory = directory.to_owned();
+        let writer = Writer::start(move || {
+            let mut files = Directory::new(&directory);
+            move |key: &Key, status: Option<&ServiceStatus>| files.set(key, status)
+        })?;
+        Ok(StatusFiles {
+            writer,
+            overtaken: false,
+        })
+    }
+
+    /// Says what became of `key`; `None`: it is gone. Never blocks.
+    pub(super) fn set(&mut self, key: &Key, status: Option<Arc<ServiceStatus>>) {
+        let overtaken = !self.writer.put(key, status);
+        if overtaken && !self.overtaken {
+            tracing::error!(
+                "the status directory takes no files as fast as they change: some are out of date until their Services change again; look for a disk that hangs, or choose another with --status-dir"
+            );
+        }
+        self.overtaken = overtaken;
+    }
+}
+
+/// The directory itself.
+struct Directory {
+    path: PathBuf,
+    failing: bool,
+}
+
+impl Directory {
+    fn new(path: &Path) -> Directory {
+        let mut files = Directory {
+            path: path.to_owned(),
             failing: false,
         };
         let cleaned = files.clean();
@@ -44,8 +84,8 @@ impl StatusFiles {
     }
 
     fn clean(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.directory)?;
-        for entry in fs::read_dir(&self.directory)? {
+        fs::create_dir_all(&self.path)?;
+        for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             let name = entry.file_name();
             if name.to_str().is_some_and(is_named_as_ours) && is_ours(&entry.path())? {
@@ -56,8 +96,8 @@ impl StatusFiles {
     }
 
     /// Writes what became of `key`, or removes its file.
-    pub(super) fn set(&mut self, key: &Key, status: Option<&ServiceStatus>) {
-        let Some(path) = self.path(key) else {
+    fn set(&mut self, key: &Key, status: Option<&ServiceStatus>) {
+        let Some(path) = self.path_of(key) else {
             return;
         };
         let done = match status {
@@ -72,7 +112,7 @@ impl StatusFiles {
             let problem = format!("{} is not ours and stays as it is", path.display());
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, problem));
         }
-        let temporary = self.directory.join(TEMPORARY);
+        let temporary = self.path.join(TEMPORARY);
         // Whatever lies there is an earlier try of ours, or a trap: a link to be written through, a
         // named pipe to wait at.
         match fs::remove_file(&temporary) {
@@ -85,9 +125,9 @@ impl StatusFiles {
     }
 
     /// `NAMESPACE_NAME.status.json`. A name that no API server would take gets no file.
-    fn path(&self, key: &Key) -> Option<PathBuf> {
+    fn path_of(&self, key: &Key) -> Option<PathBuf> {
         let name = format!("{}_{}{SUFFIX}", key.namespace, key.name);
-        is_named_as_ours(&name).then(|| self.directory.join(name))
+        is_named_as_ours(&name).then(|| self.path.join(name))
     }
 
     fn note(&mut self, done: &io::Result<()>) {
@@ -95,7 +135,7 @@ impl StatusFiles {
         if let Err(error) = done
             && !self.failing
         {
-            let directory = self.directory.display();
+            let directory = self.path.display();
             tracing::error!(
                 "status directory {directory}: {error}; free space or choose another with --status-dir"
             );
@@ -221,7 +261,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("temp");
         let precious = directory.path().join("precious");
         fs::write(&precious, "text").expect("write");
-        let mut files = StatusFiles::new(&directory.path().join("status"));
+        let mut files = Directory::new(&directory.path().join("status"));
         let trap = directory.path().join("status").join(TEMPORARY);
         std::os::unix::fs::symlink(&precious, &trap).expect("link");
         let status = status("web", State::Serving);
@@ -248,7 +288,7 @@ mod tests {
         let ours = text(&status("old", State::Serving));
         fs::write(inside.join("shop_old.status.json"), &ours).expect("write");
         fs::write(inside.join("README"), "theirs").expect("write");
-        let mut files = StatusFiles::new(&inside);
+        let mut files = Directory::new(&inside);
         assert_eq!(names(), ["README"]);
         let web = status("web", State::Serving);
         files.set(&web.key, Some(&web));
@@ -288,7 +328,7 @@ mod tests {
         let link = inside.join("shop_link.status.json");
         std::os::unix::fs::symlink(&elsewhere, &link).expect("link");
 
-        let mut files = StatusFiles::new(inside);
+        let mut files = Directory::new(inside);
         assert!(!files.failing);
         for name in ["web", "dir", "link"] {
             let status = status(name, State::Closed);

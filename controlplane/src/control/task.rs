@@ -4,6 +4,7 @@
 mod problems;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,6 +130,15 @@ async fn given_up(settings: &Settings) -> BTreeMap<Key, Arc<str>> {
     }
 }
 
+fn status_files(directory: &Path) -> Option<StatusFiles> {
+    let started = StatusFiles::start(directory);
+    started
+        .inspect_err(|error| {
+            tracing::error!("no thread can be started to write status files: {error}")
+        })
+        .ok()
+}
+
 fn microseconds_since_1970() -> i64 {
     jiff::Timestamp::now().as_microsecond()
 }
@@ -184,7 +194,7 @@ impl Task<'_> {
         let publisher = Publisher::new(keep.plane.clone(), Arc::clone(&keep.table));
         let own = Own::new(settings.pools.clone(), &keep.record);
         Task {
-            files: settings.status_dir.as_deref().map(StatusFiles::new),
+            files: settings.status_dir.as_deref().and_then(status_files),
             settings,
             line,
             publisher,
@@ -355,15 +365,13 @@ impl Task<'_> {
     fn refresh(&mut self, keys: &BTreeSet<Key>) {
         for key in keys {
             let status = self.status(key);
-            if let Some(files) = &mut self.files
-                && self.statuses.of(key).map(|status| &**status) != status.as_ref()
-            {
-                files.set(key, status.as_ref());
-            }
             if self.line.is_complete() {
                 self.voice.tell(key, status.as_ref());
             }
-            self.statuses.set(key, status);
+            let changed = self.statuses.set(key, status);
+            if changed && let Some(files) = &mut self.files {
+                files.set(key, self.statuses.of(key).cloned());
+            }
             self.hand_over(key);
         }
     }
