@@ -2,39 +2,38 @@
 //!
 //! PURE. A `Vec` that doubles copies all it holds, some milliseconds at 100,000 connections in
 //! which a worker does nothing else, and leaves up to half of its memory unused. This one takes
-//! a chunk of 256 entries at a time.
+//! a chunk of 2^`BITS` entries at a time.
 
 use std::ops::{Index, IndexMut};
 
-/// Of an index, the bits that count inside a chunk.
-const BITS: u32 = 8;
-const SIZE: usize = 1 << BITS;
-
-/// A list at whose end entries are added. None ever moves or goes before the list does.
+/// A list at whose end entries are added. None ever moves or goes before the list does. Of an index, `BITS` bits count
+/// inside a chunk.
 #[derive(Debug)]
-pub(crate) struct Chunks<T> {
+pub(crate) struct Chunks<T, const BITS: u32 = 8> {
     /// All but the last are full. A chunk's place costs as much as one index of a `Vec`, and these
-    /// are moved when their list grows: 24 bytes for each 256 entries.
+    /// are moved when their list grows: 24 bytes for each 2^`BITS` entries.
     chunks: Vec<Vec<T>>,
 }
 
-impl<T> Chunks<T> {
-    pub(crate) const fn new() -> Chunks<T> {
+impl<T, const BITS: u32> Chunks<T, BITS> {
+    const SIZE: usize = 1 << BITS;
+
+    pub(crate) const fn new() -> Self {
         Chunks { chunks: Vec::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
         match self.chunks.split_last() {
-            Some((last, full)) => full.len() * SIZE + last.len(),
+            Some((last, full)) => full.len() * Self::SIZE + last.len(),
             None => 0,
         }
     }
 
     pub(crate) fn push(&mut self, entry: T) {
         match self.chunks.last_mut() {
-            Some(last) if last.len() < SIZE => last.push(entry),
+            Some(last) if last.len() < Self::SIZE => last.push(entry),
             _ => {
-                let mut chunk = Vec::with_capacity(SIZE);
+                let mut chunk = Vec::with_capacity(Self::SIZE);
                 chunk.push(entry);
                 self.chunks.push(chunk);
             }
@@ -42,11 +41,13 @@ impl<T> Chunks<T> {
     }
 
     pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.chunks.get(index >> BITS)?.get(index % SIZE)
+        self.chunks.get(index >> BITS)?.get(index % Self::SIZE)
     }
 
     pub(crate) fn get_mut(&mut self, index: usize) -> Option<&mut T> {
-        self.chunks.get_mut(index >> BITS)?.get_mut(index % SIZE)
+        self.chunks
+            .get_mut(index >> BITS)?
+            .get_mut(index % Self::SIZE)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
@@ -54,17 +55,17 @@ impl<T> Chunks<T> {
     }
 }
 
-impl<T> Index<usize> for Chunks<T> {
+impl<T, const BITS: u32> Index<usize> for Chunks<T, BITS> {
     type Output = T;
 
     fn index(&self, index: usize) -> &T {
-        &self.chunks[index >> BITS][index % SIZE]
+        &self.chunks[index >> BITS][index % Self::SIZE]
     }
 }
 
-impl<T> IndexMut<usize> for Chunks<T> {
+impl<T, const BITS: u32> IndexMut<usize> for Chunks<T, BITS> {
     fn index_mut(&mut self, index: usize) -> &mut T {
-        &mut self.chunks[index >> BITS][index % SIZE]
+        &mut self.chunks[index >> BITS][index % Self::SIZE]
     }
 }
 
@@ -72,9 +73,11 @@ impl<T> IndexMut<usize> for Chunks<T> {
 mod tests {
     use super::*;
 
+    const SIZE: usize = 256;
+
     #[test]
     fn as_a_vec_that_moves_nothing() {
-        let mut chunks = Chunks::new();
+        let mut chunks: Chunks<usize> = Chunks::new();
         assert_eq!((chunks.len(), chunks.get(0)), (0, None));
         let mut places = Vec::new();
         for n in 0..3 * SIZE + 7 {

@@ -48,27 +48,31 @@ struct Entry<T> {
     place: Place<T>,
 }
 
-/// Entries at stable indices; a removed one's place is used again under a new generation.
+/// Entries at stable indices; a removed one's place is used again under a new generation. It grows by 2^`BITS` entries at
+/// a time.
 #[derive(Debug)]
-pub struct Slab<T> {
-    entries: Chunks<Entry<T>>,
+pub struct Slab<T, const BITS: u32 = 8> {
+    entries: Chunks<Entry<T>, BITS>,
     vacant: u32,
     len: usize,
+    /// Of a place that was never used.
+    generation: u32,
 }
 
-impl<T> Default for Slab<T> {
+impl<T, const BITS: u32> Default for Slab<T, BITS> {
     fn default() -> Self {
         Slab::new()
     }
 }
 
-impl<T> Slab<T> {
+impl<T, const BITS: u32> Slab<T, BITS> {
     /// An empty slab; allocates nothing.
-    pub const fn new() -> Slab<T> {
+    pub const fn new() -> Self {
         Slab {
             entries: Chunks::new(),
             vacant: NONE,
             len: 0,
+            generation: 0,
         }
     }
 
@@ -97,7 +101,7 @@ impl<T> Slab<T> {
             Some(entry) => Key::from_parts(index, entry.generation),
             None => {
                 assert!(self.entries.len() < MAX_ENTRIES, "slab is full");
-                Key::from_parts(self.entries.len() as u32, 0)
+                Key::from_parts(self.entries.len() as u32, self.generation)
             }
         };
         let value = make(key);
@@ -109,7 +113,7 @@ impl<T> Slab<T> {
                 entry.place = Place::Occupied(value);
             }
             None => self.entries.push(Entry {
-                generation: 0,
+                generation: self.generation,
                 place: Place::Occupied(value),
             }),
         }
@@ -162,6 +166,19 @@ impl<T> Slab<T> {
         }
     }
 
+    /// Gives its memory back if it is empty and has more than `places`; every key stays stale. Looks at each place, of
+    /// which as many entries were there at once since this last did something.
+    pub fn release(&mut self, places: u32) {
+        if !self.is_empty() || self.places() <= places {
+            return;
+        }
+        let generations = self.entries.iter().map(|entry| entry.generation);
+        // Each was counted up when its place was left: it is beyond every key that was given out.
+        self.generation = generations.fold(self.generation, u32::max);
+        self.entries = Chunks::new();
+        self.vacant = NONE;
+    }
+
     /// How many places it has, vacant ones too: every index is below.
     pub fn places(&self) -> u32 {
         self.entries.len() as u32
@@ -208,6 +225,9 @@ mod tests {
         Insert(u16),
         Remove(usize),
         Look(usize),
+        Release(u32),
+        /// All, one by one.
+        Empty,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -215,6 +235,8 @@ mod tests {
             3 => any::<u16>().prop_map(Step::Insert),
             2 => any::<usize>().prop_map(Step::Remove),
             2 => any::<usize>().prop_map(Step::Look),
+            1 => (0u32..4).prop_map(Step::Release),
+            1 => Just(Step::Empty),
         ]
     }
 
@@ -223,7 +245,7 @@ mod tests {
         /// others find nothing.
         #[test]
         fn as_a_map_of_keys(steps in prop::collection::vec(step(), 1..if cfg!(miri) { 20 } else { 200 })) {
-            let mut slab = Slab::new();
+            let mut slab: Slab<u16, 2> = Slab::new();
             let mut model: HashMap<Key, u16> = HashMap::new();
             let mut given: Vec<Key> = Vec::new();
             for step in steps {
@@ -244,6 +266,17 @@ mod tests {
                         prop_assert_eq!(slab.get_mut(key), model.get_mut(&key));
                     }
                     Step::Remove(_) | Step::Look(_) => {}
+                    Step::Release(places) => {
+                        let before = slab.places();
+                        slab.release(places);
+                        let kept = !model.is_empty() || before <= places;
+                        prop_assert_eq!(slab.places(), if kept { before } else { 0 });
+                    }
+                    Step::Empty => {
+                        for key in given.iter() {
+                            prop_assert_eq!(slab.remove(*key), model.remove(key));
+                        }
+                    }
                 }
                 prop_assert_eq!(slab.len(), model.len());
                 prop_assert_eq!(slab.is_empty(), model.is_empty());
@@ -260,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_value_can_hold_its_own_key() {
-        let mut slab = Slab::new();
+        let mut slab: Slab<Key> = Slab::new();
         let first = slab.insert_with(|key| key);
         slab.remove(first);
         let second = slab.insert_with(|key| key);
