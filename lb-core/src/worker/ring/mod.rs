@@ -42,6 +42,11 @@ use connection::Connection;
 
 /// Callers taken from one listener before the others have their turn.
 const ACCEPTS_PER_TURN: usize = 32;
+/// From so many completions a turn on, and with so many connects and sends in flight, a caller is let in for eight
+/// completions. The kernel works on some 20 at a time and keeps the rest to itself, and a connection that begins
+/// takes five: else of thousands who come at once a thousand would dial before the first is served.
+const BUSY: usize = 16;
+const FLIGHTS: usize = 128;
 /// Completions taken in in one turn.
 const COMPLETIONS: usize = 1_024;
 /// After this the dirty ones that are left go on in the next turn.
@@ -96,6 +101,8 @@ pub(crate) struct RingTcp {
     connections: Slab<Connection>,
     /// Something has completed; to be run at the end of the turn.
     dirty: VecDeque<Key>,
+    /// How much has completed in this turn.
+    completed: usize,
     /// Receives that found no buffer, to be begun again when there are some.
     starved: VecDeque<Owner>,
     shedder: Shedder,
@@ -111,6 +118,7 @@ impl RingTcp {
             alarm: Time::ZERO,
             connections: Slab::new(),
             dirty: VecDeque::new(),
+            completed: 0,
             starved: VecDeque::new(),
             shedder: Shedder::default(),
         }
@@ -125,11 +133,13 @@ impl RingTcp {
         self.io.ring.poll_readiness(cx.poller().as_fd());
         self.io.ring.wait(timeout)?;
         let mut readable = false;
+        self.completed = 0;
         for _ in 0..COMPLETIONS {
             let Some(completion) = self.io.ring.next() else {
                 break;
             };
             cx.counters.events.add(1);
+            self.completed += 1;
             match completion {
                 Completion::Readiness => readable = true,
                 completion => self.on_completion(completion),
@@ -141,7 +151,12 @@ impl RingTcp {
     /// `listener` has callers. Level-triggered: takes a bounded number of them, the rest is told
     /// again.
     pub(crate) fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
-        for _ in 0..ACCEPTS_PER_TURN {
+        let accepts = match self.completed {
+            BUSY.. if self.io.ring.in_flight() >= FLIGHTS => self.completed / 8,
+            _ => ACCEPTS_PER_TURN,
+        };
+        let accepts = accepts.min(ACCEPTS_PER_TURN);
+        for _ in 0..accepts {
             match cx.accept(local, listener) {
                 Accepted::Connection(socket, client) => self.admit(cx, local, socket, client),
                 Accepted::Shed => {}
