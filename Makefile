@@ -7,8 +7,8 @@ CARGO ?= cargo
 SOAK ?= 120
 # How long each target of `make fuzz` goes on, in seconds.
 FUZZ_SECONDS ?= 60
-# The pure parts and the unsafe ones that make no system call. Not the simulations: they take hours there.
-MIRI ?= slab:: timer:: affinity:: table::radix conn::tests flow::tests flow::model_tests \
+# Not MIRI: cargo miri takes that for its program. The pure parts and the unsafe ones that make no system call. Not the simulations: they take hours there.
+MIRI_TESTS ?= slab:: timer:: affinity:: table::radix conn::tests flow::tests flow::model_tests \
   uring::flights uring::buffers
 
 # TESTS, PEERS, MODE, ROUNDS and WEIR reach the bench by its environment. The results of a full run
@@ -60,7 +60,7 @@ fuzz = mkdir -p corpus/$(1) && $(CARGO) +nightly fuzz run --fuzz-dir . -s none $
 
 miri: setup-build setup-nightly ## the pure cores, slab and buffers under Miri (nightly; minutes)
 	rustup component add miri rust-src --toolchain nightly
-	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=1 $(CARGO) +nightly miri test --locked -p lb-core --lib -- $(MIRI)
+	MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=1 $(CARGO) +nightly miri test --locked -p lb-core --lib -- $(MIRI_TESTS)
 
 loom: setup-build ## every interleaving of publish and wake, by a model checker
 	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --target-dir target/loom -p lb-core --lib handshake

@@ -1,14 +1,15 @@
 //! The in-flight slab: owns what an operation lends the kernel, from its submission until its final
 //! completion, through cancel, error and the death of who asked for it.
 //!
-//! What the kernel was given a pointer to lies behind a `Box` or in the provided buffers, so that
-//! it stays where it is however the slab grows.
+//! What the kernel was given a pointer to lies behind a [`Pinned`], in the bytes of a [`Backlog`] or in the provided
+//! buffers, so that it stays where it is however the slab grows.
 
 use std::net::SocketAddr;
 
 use socket2::SockAddr;
 
 use super::buffers::{Buffers, Chain};
+use super::pinned::Pinned;
 use super::tag::Owner;
 use crate::slab::{Key, Slab};
 
@@ -68,6 +69,7 @@ impl Payload {
 
 /// A message of several pieces, as sendmsg(2) wants it.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Message {
     header: libc::msghdr,
     pieces: [libc::iovec; MAX_PIECES],
@@ -75,7 +77,7 @@ pub(super) struct Message {
 
 impl Message {
     /// The pieces of `chain`, which has at most [`MAX_PIECES`].
-    fn new(buffers: &Buffers, chain: &Chain) -> Box<Message> {
+    fn new(buffers: &Buffers, chain: &Chain) -> Pinned<Message> {
         let none = libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
@@ -91,8 +93,12 @@ impl Message {
             place.iov_len = piece.len();
             count += 1;
         }
-        message.header.msg_iov = message.pieces.as_mut_ptr();
         message.header.msg_iovlen = count;
+        let message = Pinned::new(message);
+        let at = message.as_ptr();
+        // SAFETY: `message` owns what is there, and nobody else knows of it yet. The header points to the pieces behind
+        // it from now on, which is why nothing may say that it alone does.
+        unsafe { (*at).header.msg_iov = (&raw mut (*at).pieces).cast() };
         message
     }
 }
@@ -105,12 +111,12 @@ pub(super) enum Flight {
         payload: Payload,
         /// Read by the kernel with a chain of several pieces.
         #[expect(dead_code, reason = "held for the kernel, which has a pointer to it")]
-        message: Option<Box<Message>>,
+        message: Option<Pinned<Message>>,
     },
     Connect {
         owner: Owner,
         #[cfg_attr(not(test), expect(dead_code, reason = "held for the kernel, as above"))]
-        address: Box<[u8]>,
+        address: Pinned<[u8]>,
     },
 }
 
@@ -158,7 +164,8 @@ impl Flights {
                     (Some(only), None) => bytes(only),
                     (Some(_), Some(_)) => {
                         let several = message.insert(Message::new(buffers, chain));
-                        Lent::Message(&raw const several.header)
+                        // Its header is what it begins with.
+                        Lent::Message(several.as_ptr().cast_const().cast())
                     }
                 }
             }
@@ -182,8 +189,8 @@ impl Flights {
         // SAFETY: the first `len` bytes of the storage, which lives to the end of this call.
         let bytes = unsafe { std::slice::from_raw_parts(storage.as_ptr().cast(), len as usize) };
         // Not the whole storage: thousands of connects may be under way at once.
-        let address: Box<[u8]> = bytes.into();
-        let at = address.as_ptr();
+        let address: Pinned<[u8]> = Pinned::new(bytes.into());
+        let at: *const u8 = address.as_ptr().cast_const().cast();
         let key = self.0.insert(Flight::Connect { owner, address });
         (key, at.cast(), len)
     }
@@ -314,7 +321,9 @@ mod tests {
             panic!("a connect");
         };
         let family = (libc::AF_INET as u16).to_ne_bytes();
-        assert_eq!(address[..8], [family[0], family[1], 0, 80, 192, 0, 2, 1]);
-        assert_eq!(address.as_ptr().cast(), at);
+        assert_eq!(address.as_ptr().cast_const().cast(), at);
+        // SAFETY: `address` owns as many bytes, and they live to the end of this test.
+        let bytes = unsafe { std::slice::from_raw_parts(at.cast::<u8>(), len as usize) };
+        assert_eq!(bytes[..8], [family[0], family[1], 0, 80, 192, 0, 2, 1]);
     }
 }

@@ -23,6 +23,7 @@ mod buffers;
 mod completion;
 mod flights;
 mod op;
+mod pinned;
 mod ring;
 mod tag;
 
