@@ -36,16 +36,8 @@ const CHANGES_PER_SECOND: usize = 200;
 const CONNECTIONS_PER_SECOND: u32 = 500;
 const WRITERS: usize = 8;
 const CLIENTS: u32 = 16;
-/// The clients': from one alone most ports would soon be in TIME_WAIT, and the kernel look long for a free one.
-const SOURCES: [Ipv4Addr; 8] = {
-    let mut all = [Ipv4Addr::UNSPECIFIED; 8];
-    let mut n = 0;
-    while n < all.len() {
-        all[n] = Ipv4Addr::new(10, 1, 0, 16 + n as u8);
-        n += 1;
-    }
-    all
-};
+/// Addresses of theirs: from one alone most ports would soon be in TIME_WAIT, and the kernel look long for a free one.
+const SOURCES: usize = 8;
 /// The Service that is asked, and the one whose endpoints change while it is timed.
 const ASKED: usize = 4_000;
 
@@ -57,9 +49,9 @@ fn ten_thousand_services_with_a_hundred_thousand_endpoints() {
     }
     let lab = Lab::new();
     lab.client.ip(&["route", "add", POOL, "via", "10.1.0.1"]);
-    for source in SOURCES {
-        lab.client
-            .ip(&["addr", "add", &format!("{source}/24"), "dev", "eth0"]);
+    for turn in 0..SOURCES {
+        let address = format!("{}/24", source(turn));
+        lab.client.ip(&["addr", "add", &address, "dev", "eth0"]);
     }
     let kept = kept(&lab);
     let cluster = Cluster::prepare()
@@ -182,7 +174,7 @@ fn churned(cluster: &Arc<Cluster>, lab: &Lab, weir: &Weir, address: SocketAddr) 
     let (began, cpu, everybody) = (Instant::now(), weir.cpu(), spent());
     let turn = Arc::new(AtomicUsize::new(0));
     let load = Load::start(&lab.client, CLIENTS, CONNECTIONS_PER_SECOND, move || {
-        let source = SOURCES[turn.fetch_add(1, Ordering::Relaxed) % SOURCES.len()];
+        let source = source(turn.fetch_add(1, Ordering::Relaxed));
         name_behind(dial_from(source.into(), 0, address)?).map(drop)
     });
     std::thread::sleep(CHURN);
@@ -250,6 +242,11 @@ fn change(number: usize) -> Value {
         service,
         &[nobody(number % SERVICES, 0), nobody(number % SERVICES, 1)],
     )
+}
+
+/// The client's address for this turn.
+fn source(turn: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 1, 0, 16 + (turn % SOURCES) as u8)
 }
 
 fn say_memory(weir: &Weir, when: &str) {

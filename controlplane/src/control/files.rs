@@ -234,26 +234,18 @@ pub(super) fn word(state: State) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load_balancer::EndpointCounts;
     use crate::object::{Kind, SourceId};
 
-    fn status(name: &str, state: State) -> ServiceStatus {
-        ServiceStatus {
-            key: Key {
-                source: SourceId(0),
-                cluster: "".into(),
-                kind: Kind::Service,
-                namespace: "shop".into(),
-                name: name.into(),
-                uid: "".into(),
-            },
-            state,
-            addresses: Vec::new(),
-            ports: Vec::new(),
-            endpoints: EndpointCounts::default(),
-            reasons: Vec::new(),
-            settling: false,
-        }
+    pub(super) fn status(name: &str, state: State) -> ServiceStatus {
+        let key = Key {
+            source: SourceId(0),
+            cluster: "".into(),
+            kind: Kind::Service,
+            namespace: "shop".into(),
+            name: name.into(),
+            uid: "".into(),
+        };
+        ServiceStatus::without(&key, state, Vec::new())
     }
 
     #[test]

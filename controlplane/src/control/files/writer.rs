@@ -103,18 +103,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::object::{Kind, SourceId};
+    use crate::control::files::tests::status;
     use crate::status::State;
 
     fn key(name: &str) -> Key {
-        Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: "shop".into(),
-            name: name.into(),
-            uid: "".into(),
-        }
+        status(name, State::Serving).key
     }
 
     #[test]
@@ -139,11 +132,7 @@ mod tests {
             assert!(writer.put(&key(&n.to_string()), None), "{n}");
         }
         assert!(!writer.put(&key("one too many"), None));
-        let status = Arc::new(ServiceStatus::without(
-            &key("7"),
-            State::Serving,
-            Vec::new(),
-        ));
+        let status = Arc::new(status("7", State::Serving));
         assert!(
             writer.put(&key("7"), Some(status)),
             "in place of what waits"
