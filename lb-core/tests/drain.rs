@@ -84,7 +84,7 @@ fn what_lives_may_finish_until_the_deadline() {
         begun.elapsed()
     );
     assert!(
-        begun.elapsed() < Duration::from_secs(4),
+        begun.elapsed() < Duration::from_secs(15),
         "{:?}",
         begun.elapsed()
     );
@@ -120,7 +120,7 @@ fn an_idle_plane_is_drained_as_soon_as_handshakes_have_ended() {
     // Handshakes under way have their time even where none is known of.
     assert!(begun.elapsed() >= Duration::from_millis(240));
     assert!(
-        begun.elapsed() < Duration::from_secs(1),
+        begun.elapsed() < Duration::from_secs(10),
         "{:?}",
         begun.elapsed()
     );

@@ -182,7 +182,7 @@ fn u5_a_flow_moves_when_its_backend_dies() {
     // only until the first reply. The next one, at the latest, is answered by the other.
     let other = b'0' + (1 - holder as u8);
     let begun = Instant::now();
-    eventually("the flow moved", Duration::from_secs(2), || {
+    eventually("the flow moved", SOON, || {
         exchange(&socket, b"c").is_ok_and(|reply| reply[0] == other)
     });
     println!("a flow moved {:?} after its backend died", begun.elapsed());
@@ -347,7 +347,7 @@ fn u8_a_flood_of_spoofed_sources_harms_no_known_flow() {
         .count();
     assert_eq!(lost, 0, "known flows lost datagrams");
     let begun = Instant::now();
-    eventually("a new flow is served", Duration::from_secs(2), || {
+    eventually("a new flow is served", SOON / 2, || {
         let socket = udp(&lab.client, vip);
         socket
             .set_read_timeout(Some(Duration::from_millis(200)))

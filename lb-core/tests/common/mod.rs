@@ -22,7 +22,7 @@ use lb_core::table::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Everything here happens in milliseconds; a machine that is busy otherwise gets this long.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub fn backend(address: SocketAddr) -> Backend {
     Backend {

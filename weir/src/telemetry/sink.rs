@@ -154,7 +154,7 @@ mod tests {
             sink.make_writer().write_all(&line).expect("never fails");
         }
         assert!(
-            start.elapsed() < Duration::from_secs(2),
+            start.elapsed() < Duration::from_secs(20),
             "{:?}",
             start.elapsed()
         );

@@ -101,4 +101,4 @@ pub fn one_pod(
 }
 
 /// As much as a wait for something that is due at once may take; tests say it instead of sleeping.
-pub const SOON: Duration = Duration::from_secs(5);
+pub const SOON: Duration = Duration::from_secs(20);

@@ -26,7 +26,7 @@ use crate::worker::local::Local;
 use crate::worker::token::{Kind, Token};
 
 /// Nothing that a test waits for takes this long.
-pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A backend that remembers what it got, and echoes what does not begin with `silent`.
 pub(super) struct Echo {

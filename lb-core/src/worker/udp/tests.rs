@@ -503,7 +503,7 @@ fn a_flood_of_spoofed_sources_costs_neither_known_flows_nor_a_new_one() {
         rig.turns(3);
         newcomer.recv(&mut [0; 8]).is_ok()
     });
-    assert!(ended.elapsed() < Duration::from_secs(2));
+    assert!(ended.elapsed() < Duration::from_secs(10));
     for client in &known {
         rig.exchange(client, vip, b"known");
     }

@@ -385,7 +385,7 @@ fn k1_a_watch_that_died_in_silence_is_noticed_and_nothing_is_lost_meanwhile() {
         took >= watch / 2,
         "it was silent, and nobody waited: {took:?}"
     );
-    assert!(took < watch + slack + Duration::from_secs(1), "{took:?}");
+    assert!(took < watch + slack + PATIENCE / 2, "{took:?}");
     assert_eq!(harness.watch(Kind::Service).failures["silent"], 1);
     assert_eq!(
         server.count("list", "/services"),
@@ -598,7 +598,7 @@ fn k4_without_an_api_server_what_was_seen_last_is_served_and_the_list_is_a_diffe
     let mut harness = Harness::with(&server, times(), &[], "", directory);
     harness.complete();
     assert!(
-        begun.elapsed() < Duration::from_secs(3),
+        begun.elapsed() < PATIENCE / 2,
         "{:?}",
         begun.elapsed()
     );
@@ -1052,8 +1052,11 @@ fn k1_the_real_times_notice_a_silent_watch_within_15_s() {
     server.put(service("shop", "web", 81));
     harness.until("noticed", |now| now.ports("shop/web") == [81]);
     let took = begun.elapsed();
+    let Times { watch, slack, .. } = Times::default();
+    assert!(watch + slack < Duration::from_secs(15));
+    // A busy machine gets some more; the client's own limit would be 295 s.
     assert!(
-        took <= Duration::from_secs(15) && took > Duration::from_secs(10),
+        took > Duration::from_secs(10) && took < Duration::from_secs(20),
         "{took:?}"
     );
 }

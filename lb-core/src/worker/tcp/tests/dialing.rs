@@ -64,10 +64,14 @@ fn a_black_hole_costs_one_try() {
 #[test]
 fn refused_everywhere_is_a_reset_at_once() {
     let (dead, _held): (Vec<_>, Vec<_>) = (0..3).map(|_| refusing(V4)).unzip();
-    let proxy = Proxy::start(V4, &dead, policy());
-    let start = Instant::now();
+    let patient = Policy {
+        connect_timeout: Duration::from_secs(60),
+        connect_budget: Duration::from_secs(60),
+        ..policy()
+    };
+    let proxy = Proxy::start(V4, &dead, patient);
+    // Within PATIENCE: no clock of the policy is that short.
     same(&read_to_reset(&mut proxy.connect()), b"");
-    assert!(start.elapsed() < Duration::from_millis(200));
     proxy.settle_as(CloseReason::ConnectFailed, 1);
     let twice = [(ConnectError::Refused, 6)];
     assert_eq!(proxy.connect_errors(), twice, "two rounds");
@@ -89,7 +93,7 @@ fn black_holes_everywhere_end_with_the_budget() {
         took >= Duration::from_millis(215),
         "gave up early: {took:?}"
     );
-    assert!(took < Duration::from_millis(500), "gave up late: {took:?}");
+    assert!(took < Duration::from_secs(5), "gave up late: {took:?}");
     proxy.settle_as(CloseReason::ConnectFailed, 1);
     let tries = proxy.counters.connect_failed(ConnectError::Timeout);
     assert!(tries.value() >= 4);

@@ -83,10 +83,8 @@ fn a_reset_arrives_as_a_reset_and_soon() {
                 (CloseReason::UpstreamReset, read_to_reset(&mut client))
             }
         };
-        assert!(
-            start.elapsed() < Duration::from_millis(200),
-            "mirrored late"
-        );
+        // Not when a clock of the policy runs out.
+        assert!(start.elapsed() < Duration::from_secs(10), "mirrored late");
         same(&bytes, b"");
         proxy.settle_as(reason, 1);
     }
@@ -173,8 +171,8 @@ fn data_and_a_reset_deliver_the_data_first() {
 fn a_client_that_resets_before_it_is_connected_ends_the_dialling() {
     let (_full, address) = black_hole();
     let slow = Policy {
-        connect_timeout: Duration::from_secs(5),
-        connect_budget: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(120),
+        connect_budget: Duration::from_secs(120),
         ..policy()
     };
     let proxy = Proxy::start(V4, &[address], slow);
@@ -183,9 +181,8 @@ fn a_client_that_resets_before_it_is_connected_ends_the_dialling() {
         proxy.counters.connections_active.value() == 1
     });
     reset(client);
-    let start = Instant::now();
+    // Within PATIENCE: long before the dialling would end by itself.
     proxy.settle_as(CloseReason::DownstreamReset, 1);
-    assert!(start.elapsed() < Duration::from_secs(2));
     assert_eq!(proxy.connect_errors(), []);
 }
 

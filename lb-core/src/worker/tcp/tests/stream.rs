@@ -93,7 +93,7 @@ fn single_bytes_pass_without_delay() {
         assert_eq!(back, byte);
     }
     // Nagle's delay, or a delayed acknowledgement, would be 40 ms each.
-    assert!(start.elapsed() < Duration::from_secs(4));
+    assert!(start.elapsed() < Duration::from_secs(20));
     drop(client);
     echoing.join().expect("echo ends");
     proxy.settle_as(CloseReason::Finished, 1);
