@@ -61,11 +61,7 @@ fn accept_without_descriptors() {
                 .map(drop)
         });
         assert!(told.is_err(), "served without descriptors");
-        assert!(
-            begun.elapsed() < DEADLINE / 2,
-            "{:?}",
-            begun.elapsed()
-        );
+        assert!(begun.elapsed() < DEADLINE / 2, "{:?}", begun.elapsed());
     }
     let shed: u64 = rig
         .handle
@@ -104,11 +100,7 @@ fn accept_without_descriptors() {
         talk(&mut caller).expect("who waited is served");
     }
     exchange(address).expect("served again");
-    assert!(
-        begun.elapsed() < DEADLINE / 4,
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < DEADLINE / 4, "{:?}", begun.elapsed());
     let totals = &rig.handle.stats().frontends[&(spec.key, spec.owner.clone())];
     assert_eq!(totals.closed(CloseReason::DescriptorLimit), shed);
 }

@@ -300,11 +300,7 @@ fn files_of_holes_cost_nothing() {
     }
     let begun = Instant::now();
     let scan = scan(directory.path(), &Scan::default());
-    assert!(
-        begun.elapsed() < DEADLINE,
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
     assert_eq!(names(&scan), ["a"]);
     assert_eq!(scan.all_problems().len(), 200);
 }

@@ -597,11 +597,7 @@ fn k4_without_an_api_server_what_was_seen_last_is_served_and_the_list_is_a_diffe
     let begun = Instant::now();
     let mut harness = Harness::with(&server, times(), &[], "", directory);
     harness.complete();
-    assert!(
-        begun.elapsed() < PATIENCE / 2,
-        "{:?}",
-        begun.elapsed()
-    );
+    assert!(begun.elapsed() < PATIENCE / 2, "{:?}", begun.elapsed());
     assert_eq!(harness.names(), ["shop/api", "shop/web"]);
     assert_eq!(harness.ports("shop/web"), [81]);
     assert_eq!(harness.cluster.slices_of(&key("shop", "web")).count(), 1);
