@@ -15,6 +15,7 @@
 //! The code is in `handshake`, with a model of every interleaving.
 
 mod budget;
+mod connections;
 pub(crate) mod cx;
 pub(crate) mod descriptors;
 mod export;

@@ -114,7 +114,7 @@ impl Worker {
         );
         let drivers = Drivers {
             tcp: match ring {
-                None => TcpDriver::Epoll(Tcp::new(&cx.limits)),
+                None => TcpDriver::Epoll(Tcp::new()),
                 Some(ring) => TcpDriver::Ring(Box::new(RingTcp::new(ring))),
             },
             udp: Udp::new(&cx.limits, &cx.pin_key),

@@ -8,7 +8,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::Exported;
-use crate::plane::Limits;
 use crate::slab::Key;
 use crate::sys::clock;
 use crate::sys::epoll::Events;
@@ -33,7 +32,7 @@ struct Worker {
 
 impl Worker {
     fn epoll() -> Worker {
-        Worker::of(TcpDriver::Epoll(Tcp::new(&Limits::default())))
+        Worker::of(TcpDriver::Epoll(Tcp::new()))
     }
 
     fn ring() -> Worker {

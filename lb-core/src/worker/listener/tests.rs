@@ -34,7 +34,7 @@ impl Rig {
         let spec = testing::spec(&address.to_string(), &["127.0.0.1:1"]);
         let mut cx = testing::cx();
         let mut drivers = Drivers {
-            tcp: TcpDriver::Epoll(Tcp::new(&cx.limits)),
+            tcp: TcpDriver::Epoll(Tcp::new()),
             udp: Udp::new(&cx.limits, &cx.pin_key),
         };
         let mut listeners = Listeners::new(published(&spec), Arc::default(), ALONE);

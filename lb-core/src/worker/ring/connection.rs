@@ -13,6 +13,7 @@ use crate::slab::Key;
 use crate::stats::CloseReason;
 use crate::sys::stream;
 use crate::uring::{Backlog, Completion, MAX_PIECES, Owner, Payload, Ring};
+use crate::worker::connections::Drive;
 use crate::worker::cx::Cx;
 use crate::worker::local::Local;
 use crate::worker::pipes;
@@ -27,8 +28,8 @@ pub(super) struct Connection {
     pub(super) session: Session,
     /// By the side that they come from.
     pub(super) lanes: [Lane; 2],
-    /// It stands in the list of those to run.
-    pub(super) is_dirty: bool,
+    /// It is dirty.
+    in_line: bool,
     /// It is to be given up: nothing more is begun.
     pub(super) quiescing: bool,
     /// The kernel gives up a silent backend.
@@ -37,38 +38,85 @@ pub(super) struct Connection {
     first: Side,
 }
 
-impl Connection {
-    pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
+impl Drive for Connection {
+    type Io = Io;
+
+    fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
         let lanes = [Lane::new(Some(socket)), Lane::new(None)];
         Connection::with(Session::new(local, timeouts), lanes)
     }
 
+    fn session(&self) -> &Session {
+        &self.session
+    }
+
+    fn in_line(&mut self) -> &mut bool {
+        &mut self.in_line
+    }
+
+    fn deny(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        self.go(cx, io, key, Event::Accepted { denied: true })
+    }
+
+    fn admit(&mut self, cx: &mut Cx, io: &mut Io, key: Key, client: SocketAddr) -> Outcome {
+        self.session.begin_dial(client);
+        self.go(cx, io, key, Event::Accepted { denied: false })
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        let upstream = self.lanes[Side::Upstream.index()].socket();
+        self.session.timer_came(cx, upstream, &mut self.is_bounded);
+        let event = match self.session.is_dialling() {
+            true => self.next_of_dial(cx),
+            false => self.poll_flush(),
+        };
+        if let Some(event) = event
+            && let Some(reason) = self.apply(cx, io, key, event, None)
+        {
+            return Outcome::Closed(reason);
+        }
+        self.go(cx, io, key, Event::Timer)
+    }
+
+    fn cut(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        self.go(cx, io, key, Event::Cut)
+    }
+
+    fn shed(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        match self.session.idle_since(&cx.room, cx.now) {
+            Some(_) => self.go(cx, io, key, Event::Shed),
+            None => Outcome::Waits,
+        }
+    }
+
+    fn run(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
+        let mut done = 0;
+        while done < WORK_PER_TURN && !self.quiescing {
+            let Some((event, fresh)) = self.next_completion(cx, io, key) else {
+                return Outcome::Waits;
+            };
+            done += work(event);
+            if let Some(reason) = self.apply(cx, io, key, event, fresh) {
+                return Outcome::Closed(reason);
+            }
+        }
+        match self.quiescing {
+            true => Outcome::Waits,
+            false => Outcome::HasMore,
+        }
+    }
+}
+
+impl Connection {
     pub(super) fn with(session: Session, lanes: [Lane; 2]) -> Connection {
         Connection {
             session,
             lanes,
-            is_dirty: false,
+            in_line: false,
             quiescing: false,
             is_bounded: false,
             first: Side::Downstream,
         }
-    }
-
-    /// The client may not connect.
-    pub(super) fn deny(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        self.go(cx, io, key, Event::Accepted { denied: true })
-    }
-
-    /// The client may connect: the search for a backend begins.
-    pub(super) fn admit(
-        &mut self,
-        cx: &mut Cx,
-        io: &mut Io,
-        key: Key,
-        client: SocketAddr,
-    ) -> Outcome {
-        self.session.begin_dial(client);
-        self.go(cx, io, key, Event::Accepted { denied: false })
     }
 
     /// Takes note of what completed.
@@ -125,35 +173,6 @@ impl Connection {
         }
     }
 
-    /// The timer came: the machine's, or the one that looks at a send queue.
-    pub(super) fn on_timer(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        let upstream = self.lanes[Side::Upstream.index()].socket();
-        self.session.timer_came(cx, upstream, &mut self.is_bounded);
-        let event = match self.session.is_dialling() {
-            true => self.next_of_dial(cx),
-            false => self.poll_flush(),
-        };
-        if let Some(event) = event
-            && let Some(reason) = self.apply(cx, io, key, event, None)
-        {
-            return Outcome::Closed(reason);
-        }
-        self.go(cx, io, key, Event::Timer)
-    }
-
-    /// Ends it now.
-    pub(super) fn cut(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        self.go(cx, io, key, Event::Cut)
-    }
-
-    /// Ends it for want of memory, if it is still idle.
-    pub(super) fn shed(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        match self.session.idle_since(&cx.room, cx.now) {
-            Some(_) => self.go(cx, io, key, Event::Shed),
-            None => Outcome::Waits,
-        }
-    }
-
     /// There are buffers again.
     pub(super) fn resume(&mut self, io: &mut Io, owner: Owner) {
         let lane = &mut self.lanes[owner.side.index()];
@@ -172,24 +191,6 @@ impl Connection {
         match self.apply(cx, io, key, event, None) {
             Some(reason) => Outcome::Closed(reason),
             None => self.run(cx, io, key),
-        }
-    }
-
-    /// Acts upon what has completed, up to its share of a turn.
-    pub(super) fn run(&mut self, cx: &mut Cx, io: &mut Io, key: Key) -> Outcome {
-        let mut done = 0;
-        while done < WORK_PER_TURN && !self.quiescing {
-            let Some((event, fresh)) = self.next_completion(cx, io, key) else {
-                return Outcome::Waits;
-            };
-            done += work(event);
-            if let Some(reason) = self.apply(cx, io, key, event, fresh) {
-                return Outcome::Closed(reason);
-            }
-        }
-        match self.quiescing {
-            true => Outcome::Waits,
-            false => Outcome::HasMore,
         }
     }
 

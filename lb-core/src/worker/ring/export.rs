@@ -12,6 +12,7 @@ use crate::conn::{Actions, Event, Side};
 use crate::slab::Key;
 use crate::time::Time;
 use crate::uring::{Backlog, Owner, Ring};
+use crate::worker::connections::Drive;
 use crate::worker::cx::Cx;
 use crate::worker::export::{Exported, ExportedEnd};
 use crate::worker::session::{Done, Outcome, Session};

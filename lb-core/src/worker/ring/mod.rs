@@ -17,31 +17,25 @@ mod lane;
 mod marks;
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
+use super::connections::{ACCEPTS_PER_TURN, Connections};
 use super::cx::Cx;
-use super::descriptors::{Accepted, Use};
 use super::export::Exported;
 use super::local::Local;
 use super::pipes::Bulk;
-use super::room::Shedder;
-use super::session::Outcome;
 use super::token::{Kind, Token};
-use crate::conn::{Side, Timeouts};
-use crate::slab::{Key, Slab};
-use crate::stats::CloseReason;
+use crate::conn::Side;
+use crate::slab::Key;
 use crate::sys::clock;
 use crate::time::Time;
 use crate::uring::{Completion, Counts, Got, Owner, Payload, Ring};
 use connection::Connection;
 
-/// Callers taken from one listener before the others have their turn.
-const ACCEPTS_PER_TURN: usize = 32;
 /// From so many completions a turn on, and with so many connects and sends in flight, a caller is let in for eight
 /// completions. The kernel works on some 20 at a time and keeps the rest to itself, and a connection that begins
 /// takes five: else of thousands who come at once a thousand would dial before the first is served.
@@ -98,14 +92,12 @@ pub(crate) struct RingTcp {
     io: Io,
     /// When the timer comes by which the first of those is watched; past: none is set.
     alarm: Time,
-    connections: Slab<Connection>,
-    /// Something has completed; to be run at the end of the turn.
-    dirty: VecDeque<Key>,
+    /// In line: the dirty ones, of which something has completed.
+    connections: Connections<Connection>,
     /// How much has completed in this turn.
     completed: usize,
     /// Receives that found no buffer, to be begun again when there are some.
     starved: VecDeque<Owner>,
-    shedder: Shedder,
 }
 
 impl RingTcp {
@@ -116,11 +108,9 @@ impl RingTcp {
                 late: VecDeque::new(),
             },
             alarm: Time::ZERO,
-            connections: Slab::new(),
-            dirty: VecDeque::new(),
+            connections: Connections::new(),
             completed: 0,
             starved: VecDeque::new(),
-            shedder: Shedder::default(),
         }
     }
 
@@ -148,43 +138,15 @@ impl RingTcp {
         Ok(readable)
     }
 
-    /// `listener` has callers. Level-triggered: takes a bounded number of them, the rest is told
-    /// again.
+    /// `listener` has callers.
     pub(crate) fn on_listener(&mut self, cx: &mut Cx, local: &Rc<Local>, listener: BorrowedFd<'_>) {
-        let accepts = match self.completed {
+        let most = match self.completed {
             BUSY.. if self.io.ring.in_flight() >= FLIGHTS => self.completed / 8,
             _ => ACCEPTS_PER_TURN,
         };
-        let accepts = accepts.min(ACCEPTS_PER_TURN);
-        for _ in 0..accepts {
-            match cx.accept(local, listener) {
-                Accepted::Connection(socket, client) => self.admit(cx, local, socket, client),
-                Accepted::Shed => {}
-                Accepted::Empty => return,
-            }
-        }
-    }
-
-    fn admit(&mut self, cx: &mut Cx, local: &Rc<Local>, socket: OwnedFd, client: SocketAddr) {
-        #[cfg(feature = "failpoints")]
-        crate::failpoint::accepted();
-        let policy = local.policy();
-        let timeouts = Timeouts::new(
-            policy.connect_timeout,
-            policy.connect_budget,
-            policy.idle_timeout,
-            policy.half_close_timeout,
-        );
-        let denied = !policy.sources.contains(client.ip());
-        drop(policy);
-        local.counters.connections_active.add(1);
-        cx.counters.connections_active.add(1);
-        let connection = Connection::new(local, socket, timeouts);
-        let key = self.connections.insert(connection);
-        self.with(cx, key, |connection, cx, io| match denied {
-            true => connection.deny(cx, io, key),
-            false => connection.admit(cx, io, key, client),
-        });
+        let most = most.min(ACCEPTS_PER_TURN);
+        self.connections
+            .accept(cx, &mut self.io, local, listener, most);
     }
 
     /// Something of ours has completed. It may be for a connection that is gone.
@@ -206,7 +168,7 @@ impl RingTcp {
         match self.connections.get_mut(owner.key) {
             Some(connection) => {
                 connection.note(&mut self.io, owner, completion);
-                self.mark(owner.key);
+                self.connections.line_up(owner.key);
             }
             None => self.discard(completion),
         }
@@ -229,42 +191,25 @@ impl RingTcp {
         }
     }
 
-    fn mark(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key)
-            && !std::mem::replace(&mut connection.is_dirty, true)
-        {
-            self.dirty.push_back(key);
-        }
-    }
-
     /// A timer of ours came. The token may be stale.
     pub(crate) fn on_timer(&mut self, cx: &mut Cx, token: Token) {
-        let key = token.key();
-        self.with(cx, key, |connection, cx, io| {
-            connection.on_timer(cx, io, key)
-        });
+        self.connections.on_timer(cx, &mut self.io, token.key());
     }
 
     /// Every completion of the turn was noted: those concerned run, each once, for as long as the
     /// turn may last.
     pub(crate) fn end_turn(&mut self, cx: &mut Cx) {
         let begun = cx.now;
-        for n in 0..self.dirty.len() {
+        for n in 0..self.connections.lined_up() {
             if n % RUNS_PER_LOOK == RUNS_PER_LOOK - 1 {
                 cx.now = clock::now();
                 if cx.now.since(begun) > RUN_TIME {
                     break;
                 }
             }
-            let Some(key) = self.dirty.pop_front() else {
-                break;
-            };
-            self.with(cx, key, |connection, cx, io| {
-                connection.is_dirty = false;
-                connection.run(cx, io, key)
-            });
+            self.connections.run_first(cx, &mut self.io);
         }
-        self.close_idle(cx);
+        self.connections.close_idle(cx, &mut self.io);
         self.feed();
         self.watch_late(cx);
         self.count(cx);
@@ -313,7 +258,7 @@ impl RingTcp {
         };
         if let Some(connection) = self.connections.get_mut(token.key()) {
             connection.note_error(side);
-            self.mark(token.key());
+            self.connections.line_up(token.key());
         }
     }
 
@@ -334,31 +279,17 @@ impl RingTcp {
 
     /// Memory is short: `count` of those that have been idle for the longest are to go.
     pub(crate) fn shed(&mut self, count: usize) {
-        self.shedder.begin(count);
-    }
-
-    fn close_idle(&mut self, cx: &mut Cx) {
-        let (now, room) = (cx.now, &cx.room);
-        self.shedder.look(&self.connections, |connection| {
-            connection.session.idle_since(room, now)
-        });
-        let mut gone = 0;
-        while let Some(key) = self.shedder.next_doomed(gone) {
-            self.with(cx, key, |connection, cx, io| connection.shed(cx, io, key));
-            gone += 1;
-        }
+        self.connections.shed(count);
     }
 
     /// Is there work that no completion will tell of? The worker must not sleep then.
     pub(crate) fn has_work(&self) -> bool {
-        !self.dirty.is_empty() || self.shedder.is_busy()
+        self.connections.has_work()
     }
 
     /// The deadline of the drain: every connection that is left ends now.
     pub(crate) fn cut(&mut self, cx: &mut Cx) {
-        for key in self.connections.keys() {
-            self.with(cx, key, |connection, cx, io| connection.cut(cx, io, key));
-        }
+        self.connections.cut(cx, &mut self.io);
     }
 
     /// Begins to give a connection up, or goes on with that: what is under way ends.
@@ -383,10 +314,8 @@ impl RingTcp {
         if !connection.is_quiet() || !connection.quiescing {
             return None;
         }
-        let exported = self.connections.remove(key)?.export(cx, &mut self.io.ring);
-        cx.counters.connections_active.sub(1);
-        cx.descriptors.give(Use::Connection);
-        exported
+        let connection = self.connections.give_up(cx, key)?;
+        connection.export(cx, &mut self.io.ring)
     }
 
     /// Takes a connection over.
@@ -398,47 +327,18 @@ impl RingTcp {
         expect(dead_code, reason = "the upgrade that asks for it comes later")
     )]
     pub(crate) fn adopt(&mut self, cx: &mut Cx, exported: Exported) -> Result<Key, Box<Exported>> {
-        if !cx.descriptors.take(Use::Connection) {
-            return Err(Box::new(exported));
-        }
-        cx.counters.connections_active.add(1);
-        let key = self.connections.insert(Connection::adopted(exported));
-        self.with(cx, key, |connection, cx, io| {
-            connection.resume_all(cx, io, key)
-        });
+        let key = self
+            .connections
+            .take_over(cx, exported, Connection::adopted)?;
+        self.connections
+            .with(cx, &mut self.io, key, |connection, cx, io| {
+                connection.resume_all(cx, io, key)
+            });
         Ok(key)
     }
 
     /// Does no connection live?
     pub(crate) fn is_idle(&self) -> bool {
         self.connections.is_empty()
-    }
-
-    /// Lets one connection do something, and takes note of where it stands then.
-    fn with(
-        &mut self,
-        cx: &mut Cx,
-        key: Key,
-        act: impl FnOnce(&mut Connection, &mut Cx, &mut Io) -> Outcome,
-    ) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        match act(connection, cx, &mut self.io) {
-            Outcome::Waits => {}
-            Outcome::HasMore => self.mark(key),
-            Outcome::Closed(reason) => self.remove(cx, key, reason),
-        }
-    }
-
-    fn remove(&mut self, cx: &mut Cx, key: Key, reason: CloseReason) {
-        let Some(connection) = self.connections.remove(key) else {
-            return;
-        };
-        let counters = &connection.session.local.counters;
-        counters.closed(reason).add(1);
-        counters.connections_active.sub(1);
-        cx.counters.connections_active.sub(1);
-        cx.descriptors.give(Use::Connection);
     }
 }

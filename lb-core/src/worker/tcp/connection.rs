@@ -11,6 +11,7 @@ use crate::slab::Key;
 use crate::stats::CloseReason;
 use crate::sys::epoll::{Interest, Readiness};
 use crate::sys::{socket, stream};
+use crate::worker::connections::Drive;
 use crate::worker::cx::Cx;
 use crate::worker::export::{Exported, ExportedEnd};
 use crate::worker::local::Local;
@@ -27,15 +28,17 @@ pub(super) struct Connection {
     pub(super) session: Session,
     pub(super) ends: [End; 2],
     /// It stands in the list of those with work left over.
-    pub(super) is_queued: bool,
+    in_line: bool,
     /// The kernel gives up a silent backend.
     is_bounded: bool,
     /// Whose operations are tried first; alternates.
     first: Side,
 }
 
-impl Connection {
-    pub(super) fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
+impl Drive for Connection {
+    type Io = ();
+
+    fn new(local: &Rc<Local>, socket: OwnedFd, timeouts: Timeouts) -> Connection {
         let ends = [
             End::new(Side::Downstream, Some(socket)),
             End::new(Side::Upstream, None),
@@ -43,11 +46,82 @@ impl Connection {
         Connection::with(Session::new(local, timeouts), ends)
     }
 
+    fn session(&self) -> &Session {
+        &self.session
+    }
+
+    fn in_line(&mut self) -> &mut bool {
+        &mut self.in_line
+    }
+
+    fn deny(&mut self, cx: &mut Cx, _: &mut (), key: Key) -> Outcome {
+        self.go(cx, key, Event::Accepted { denied: true })
+    }
+
+    fn admit(&mut self, cx: &mut Cx, _: &mut (), key: Key, client: SocketAddr) -> Outcome {
+        let downstream = &mut self.ends[Side::Downstream.index()];
+        let token = Token::new(Kind::Downstream, key);
+        let watched = downstream
+            .socket()
+            .map_or(Ok(()), |socket| cx.watch(socket, token, Interest::STREAM));
+        if watched.is_err() {
+            // Out of memory, or of fs.epoll.max_user_watches.
+            if let Some(socket) = downstream.take() {
+                socket::reset(socket);
+            }
+            return Outcome::Closed(CloseReason::LocalError);
+        }
+        self.session.begin_dial(client);
+        self.go(cx, key, Event::Accepted { denied: false })
+    }
+
+    fn on_timer(&mut self, cx: &mut Cx, _: &mut (), key: Key) -> Outcome {
+        let upstream = self.ends[Side::Upstream.index()].socket();
+        self.session.timer_came(cx, upstream, &mut self.is_bounded);
+        let event = match self.session.is_dialling() {
+            true => self.late_of_dial(cx),
+            false => self.poll_flush(),
+        };
+        if let Some(event) = event
+            && let Some(reason) = self.apply(cx, key, event, Fresh::None)
+        {
+            return Outcome::Closed(reason);
+        }
+        self.go(cx, key, Event::Timer)
+    }
+
+    fn cut(&mut self, cx: &mut Cx, _: &mut (), key: Key) -> Outcome {
+        self.go(cx, key, Event::Cut)
+    }
+
+    fn shed(&mut self, cx: &mut Cx, _: &mut (), key: Key) -> Outcome {
+        match self.session.idle_since(&cx.room, cx.now) {
+            Some(_) => self.go(cx, key, Event::Shed),
+            None => Outcome::Waits,
+        }
+    }
+
+    fn run(&mut self, cx: &mut Cx, _: &mut (), key: Key) -> Outcome {
+        let mut done = 0;
+        while done < WORK_PER_TURN {
+            let Some((event, fresh)) = self.next_completion(cx) else {
+                return Outcome::Waits;
+            };
+            done += work(event);
+            if let Some(reason) = self.apply(cx, key, event, fresh) {
+                return Outcome::Closed(reason);
+            }
+        }
+        Outcome::HasMore
+    }
+}
+
+impl Connection {
     fn with(session: Session, ends: [End; 2]) -> Connection {
         Connection {
             session,
             ends,
-            is_queued: false,
+            in_line: false,
             is_bounded: false,
             first: Side::Downstream,
         }
@@ -108,30 +182,7 @@ impl Connection {
             let done = self.act(cx, key, *action, &mut Fresh::None);
             debug_assert_eq!(done, Done::Waits, "nothing here completes at once");
         }
-        self.run(cx, key)
-    }
-
-    /// The client may not connect.
-    pub(super) fn deny(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        self.go(cx, key, Event::Accepted { denied: true })
-    }
-
-    /// The client may connect: the search for a backend begins.
-    pub(super) fn admit(&mut self, cx: &mut Cx, key: Key, client: SocketAddr) -> Outcome {
-        let downstream = &mut self.ends[Side::Downstream.index()];
-        let token = Token::new(Kind::Downstream, key);
-        let watched = downstream
-            .socket()
-            .map_or(Ok(()), |socket| cx.watch(socket, token, Interest::STREAM));
-        if watched.is_err() {
-            // Out of memory, or of fs.epoll.max_user_watches.
-            if let Some(socket) = downstream.take() {
-                socket::reset(socket);
-            }
-            return Outcome::Closed(CloseReason::LocalError);
-        }
-        self.session.begin_dial(client);
-        self.go(cx, key, Event::Accepted { denied: false })
+        self.run(cx, &mut (), key)
     }
 
     /// epoll has news of one socket.
@@ -139,55 +190,11 @@ impl Connection {
         self.ends[side.index()].note(ready);
     }
 
-    /// The timer came: the machine's, or the one that looks at a send queue.
-    pub(super) fn on_timer(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        let upstream = self.ends[Side::Upstream.index()].socket();
-        self.session.timer_came(cx, upstream, &mut self.is_bounded);
-        let event = match self.session.is_dialling() {
-            true => self.late_of_dial(cx),
-            false => self.poll_flush(),
-        };
-        if let Some(event) = event
-            && let Some(reason) = self.apply(cx, key, event, Fresh::None)
-        {
-            return Outcome::Closed(reason);
-        }
-        self.go(cx, key, Event::Timer)
-    }
-
-    /// Ends it now.
-    pub(super) fn cut(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        self.go(cx, key, Event::Cut)
-    }
-
-    /// Ends it for want of memory, if it is still idle.
-    pub(super) fn shed(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        match self.session.idle_since(&cx.room, cx.now) {
-            Some(_) => self.go(cx, key, Event::Shed),
-            None => Outcome::Waits,
-        }
-    }
-
     fn go(&mut self, cx: &mut Cx, key: Key, event: Event) -> Outcome {
         match self.apply(cx, key, event, Fresh::None) {
             Some(reason) => Outcome::Closed(reason),
-            None => self.run(cx, key),
+            None => self.run(cx, &mut (), key),
         }
-    }
-
-    /// Does what can be done, up to its share of a turn.
-    pub(super) fn run(&mut self, cx: &mut Cx, key: Key) -> Outcome {
-        let mut done = 0;
-        while done < WORK_PER_TURN {
-            let Some((event, fresh)) = self.next_completion(cx) else {
-                return Outcome::Waits;
-            };
-            done += work(event);
-            if let Some(reason) = self.apply(cx, key, event, fresh) {
-                return Outcome::Closed(reason);
-            }
-        }
-        Outcome::HasMore
     }
 
     /// Tells the machine and carries out what it says, and so on while that completes at once.

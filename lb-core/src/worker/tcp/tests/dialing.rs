@@ -156,7 +156,7 @@ fn a_handshake_that_ended_in_time_is_no_timeout_however_late_the_worker_is() {
     let table = testing::table(&[testing::spec("127.0.0.1:1", &[&address.to_string()])]);
     let local = Rc::new(Local::new(Slot(0), table.get(Slot(0)).expect("one")));
     let mut cx = testing::cx();
-    let mut tcp = Tcp::new(&cx.limits);
+    let mut tcp = Tcp::new();
     let listener = TcpListener::bind((V4, 0)).expect("a port");
     listener.set_nonblocking(true).expect("an option");
     let _client = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");

@@ -236,7 +236,7 @@ impl Worker {
         let mut descriptors = Descriptors::new(all, 0).expect("a descriptor");
         descriptors.allow(allowance);
         let limits = Limits::default();
-        let tcp = Tcp::new(&limits);
+        let tcp = Tcp::new();
         let cx = Cx::new(
             clock::now(),
             Poller::new().expect("epoll"),
