@@ -48,4 +48,6 @@ pub mod reason;
 pub mod source;
 pub mod state;
 pub mod status;
+#[cfg(test)]
+mod testing;
 pub mod translate;

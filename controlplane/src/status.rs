@@ -231,17 +231,9 @@ pub(crate) fn judge(addresses: &[IpAddr], fronts: &[Front], expected: usize) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Kind, SourceId};
 
     fn key(name: &str) -> Key {
-        Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: "n".into(),
-            name: name.into(),
-            uid: "".into(),
-        }
+        crate::testing::service("n", name)
     }
 
     fn status(name: &str, state: State) -> ServiceStatus {

@@ -63,7 +63,6 @@ impl Own {
 mod tests {
     use super::*;
     use crate::allocate::Entry;
-    use crate::object::{Key, Kind, SourceId};
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -72,14 +71,7 @@ mod tests {
     fn own() -> Own {
         let pool = vec!["192.0.2.0/28".parse().expect("a range")];
         let pools = Pools::new([(None, pool)], [ip("192.0.2.9")]).expect("one pool");
-        let key = Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: "n".into(),
-            name: "s".into(),
-            uid: "".into(),
-        };
+        let key = crate::testing::service("n", "s");
         let entry = Entry {
             key,
             pool: None,

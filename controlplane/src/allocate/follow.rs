@@ -113,18 +113,15 @@ mod tests {
     use super::*;
     use crate::allocate::{Pools, Record};
     use crate::load_balancer::{Addressing, LoadBalancer, Port};
-    use crate::object::{Family, Kind};
+    use crate::object::Family;
 
     const CLUSTER: SourceId = SourceId(9);
 
     fn key(source: SourceId, name: &str) -> Key {
         Key {
             source,
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: "default".into(),
-            name: name.into(),
             uid: name.into(),
+            ..crate::testing::service("default", name)
         }
     }
 

@@ -9,19 +9,12 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::load_balancer::Port;
-use crate::object::{Kind, SourceId};
+use crate::object::SourceId;
 use crate::state::Document;
 
 fn key(name: &str) -> Key {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
-    Key {
-        source: SourceId(0),
-        cluster: "".into(),
-        kind: Kind::Service,
-        namespace: namespace.into(),
-        name: name.into(),
-        uid: "".into(),
-    }
+    crate::testing::service(namespace, name)
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -716,9 +709,9 @@ fn ten_thousand_and_one_change() {
         start.elapsed()
     );
     assert_eq!(a.record(), b.record());
-    // Bounds for a busy machine and an unoptimized build; ten times less is usual.
-    assert!(all < Duration::from_secs(2), "{all:?}");
-    assert!(each < Duration::from_millis(2), "{each:?}");
+    // Bounds for a busy machine and an unoptimized build; fifty times less is usual.
+    assert!(all < Duration::from_secs(10), "{all:?}");
+    assert!(each < Duration::from_millis(10), "{each:?}");
 }
 
 // Random histories.

@@ -18,11 +18,8 @@ fn meta(source: SourceId, kind: Kind, name: &str, uid: &str) -> Meta {
     Meta {
         key: Key {
             source,
-            cluster: Arc::default(),
-            kind,
-            namespace: Arc::from("shop"),
-            name: Arc::from(name),
-            uid: Arc::from(uid),
+            uid: uid.into(),
+            ..crate::testing::key(kind, "shop", name)
         },
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),

@@ -1,20 +1,12 @@
 use super::*;
 use crate::load_balancer::Addressing;
-use crate::object::{Kind, SourceId};
 use lb_core::table::{Backend, BackendState, Frontend, Protocol};
 use proptest::prelude::*;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 fn key(name: &str) -> Key {
-    Key {
-        source: SourceId(0),
-        cluster: "".into(),
-        kind: Kind::Service,
-        namespace: "ns".into(),
-        name: name.into(),
-        uid: "".into(),
-    }
+    crate::testing::service("ns", name)
 }
 
 fn backend(address: &str) -> Backend {

@@ -132,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::object::{AddressType, Kind, Meta, SourceId};
+    use crate::object::{AddressType, Kind, Meta};
 
     const STARTED: i64 = 1_000_000;
 
@@ -171,14 +171,7 @@ mod tests {
     }
 
     fn slice(name: &str, service: &str, trigger: Trigger) -> EndpointSlice {
-        let key = Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::EndpointSlice,
-            namespace: "n".into(),
-            name: name.into(),
-            uid: "".into(),
-        };
+        let key = crate::testing::key(Kind::EndpointSlice, "n", name);
         EndpointSlice {
             meta: Meta {
                 key,

@@ -220,7 +220,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::object::{Kind, SourceId};
     use crate::probe::{Answer, HealthCheck};
 
     const BOUNDS: Bounds = Bounds {
@@ -229,14 +228,7 @@ mod tests {
     };
 
     fn key(tenant: u8, service: u8) -> Key {
-        Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: format!("n{tenant}").into(),
-            name: format!("s{service}").into(),
-            uid: "".into(),
-        }
+        crate::testing::service(&format!("n{tenant}"), &format!("s{service}"))
     }
 
     fn targets(key: &Key, hosts: &[u8]) -> Vec<Target> {

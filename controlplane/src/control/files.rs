@@ -234,17 +234,9 @@ pub(super) fn word(state: State) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Kind, SourceId};
 
     pub(super) fn status(name: &str, state: State) -> ServiceStatus {
-        let key = Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: "shop".into(),
-            name: name.into(),
-            uid: "".into(),
-        };
+        let key = crate::testing::service("shop", name);
         ServiceStatus::without(&key, state, Vec::new())
     }
 

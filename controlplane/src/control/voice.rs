@@ -238,17 +238,9 @@ fn shown(reasons: &[&Reason]) -> String {
 mod tests {
     use super::*;
     use crate::load_balancer::EndpointCounts;
-    use crate::object::{Kind, SourceId};
 
     fn key() -> Key {
-        Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind: Kind::Service,
-            namespace: "n".into(),
-            name: "web".into(),
-            uid: "".into(),
-        }
+        crate::testing::service("n", "web")
     }
 
     fn status(state: State, reasons: Vec<Reason>) -> ServiceStatus {

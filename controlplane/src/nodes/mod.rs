@@ -137,20 +137,13 @@ fn is_leaving(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::object::{Key, Kind, Meta, SourceId};
+    use crate::object::{Kind, Meta};
 
     fn node(name: &str, addresses: &[&str], labels: &[(&str, &str)]) -> Node {
         let labels = labels.iter();
         Node {
             meta: Meta {
-                key: Key {
-                    source: SourceId(0),
-                    cluster: "".into(),
-                    kind: Kind::Node,
-                    namespace: "".into(),
-                    name: name.into(),
-                    uid: "".into(),
-                },
+                key: crate::testing::key(Kind::Node, "", name),
                 labels: labels.map(|(k, v)| ((*k).into(), (*v).into())).collect(),
                 annotations: Default::default(),
                 created: None,

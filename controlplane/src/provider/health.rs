@@ -177,12 +177,8 @@ mod tests {
             "{text}"
         );
         let key = Key {
-            source: crate::object::SourceId(0),
-            cluster: "".into(),
-            kind: crate::object::Kind::Service,
-            namespace: "shop".into(),
-            name: "web".into(),
             uid: "1".into(),
+            ..crate::testing::service("shop", "web")
         };
         health.wrote_of(&key, "services/status", Some(&forbidden));
         let said = format!("{:?}", health.of(&key));

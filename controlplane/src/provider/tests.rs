@@ -13,7 +13,7 @@ use super::patch::patch;
 use super::plan::{Step, next};
 use super::queue::Queue;
 use crate::load_balancer::EndpointCounts;
-use crate::object::{CLEANUP_FINALIZER, FINALIZER, Key, Kind, Object, Service, SourceId};
+use crate::object::{CLEANUP_FINALIZER, FINALIZER, Key, Object, Service, SourceId};
 use crate::reason::Reason;
 use crate::source::parse::Reader;
 use crate::status::{ServiceStatus, State};
@@ -137,12 +137,8 @@ pub(super) fn intent(service: &Arc<Service>, ours: bool, status: &ServiceStatus)
 
 fn key() -> Key {
     Key {
-        source: SourceId(0),
-        cluster: Arc::default(),
-        kind: Kind::Service,
-        namespace: "shop".into(),
-        name: "web".into(),
         uid: "u-1".into(),
+        ..crate::testing::service("shop", "web")
     }
 }
 

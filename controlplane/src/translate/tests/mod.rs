@@ -20,23 +20,15 @@ use super::{Rules, View, translate};
 use crate::load_balancer::{Addressing, LoadBalancer, Translation};
 use crate::nodes::NodeSet;
 use crate::object::{
-    AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Key, Kind, Mark, Meta,
-    PortProtocol, Rival, Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy,
-    Trigger,
+    AddressType, Endpoint, EndpointSlice, Family, FamilyPolicy, Kind, Mark, Meta, PortProtocol,
+    Rival, Service, ServicePort, ServiceType, SlicePort, SourceId, TrafficPolicy, Trigger,
 };
 use crate::probe::Verdicts;
 use crate::reason::{Reason, Severity};
 
 fn meta(kind: Kind, name: &str) -> Meta {
     Meta {
-        key: Key {
-            source: SourceId(0),
-            cluster: "".into(),
-            kind,
-            namespace: "default".into(),
-            name: name.into(),
-            uid: "".into(),
-        },
+        key: crate::testing::key(kind, "default", name),
         labels: Default::default(),
         annotations: Default::default(),
         created: None,

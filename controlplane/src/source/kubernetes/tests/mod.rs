@@ -214,11 +214,7 @@ fn slice(namespace: &str, service: &str, addresses: &[&str]) -> Value {
 fn key(namespace: &str, name: &str) -> Key {
     Key {
         source: SOURCE,
-        cluster: "".into(),
-        kind: Kind::Service,
-        namespace: namespace.into(),
-        name: name.into(),
-        uid: "".into(),
+        ..crate::testing::service(namespace, name)
     }
 }
 
