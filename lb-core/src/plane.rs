@@ -5,12 +5,13 @@
 //! for anything here.
 
 mod engine;
+mod handle;
 pub mod memory;
 mod port_use;
 mod probe;
+mod watchers;
 
 use std::collections::hash_map::RandomState;
-use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::net::IpAddr;
@@ -18,24 +19,26 @@ use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::stats::{Snapshot, WorkerCounters, WorkerTotals};
+use crate::stats::WorkerCounters;
 use crate::sys::epoll::Poller;
 use crate::sys::eventfd::Wake;
 use crate::sys::rotation::Rotation;
 use crate::sys::{clock, process};
 use crate::table::Table;
-use crate::time::Time;
 use crate::uring::{Ring, Size};
 use crate::worker::descriptors::Descriptors;
 use crate::worker::{Budget, Ports, Published, Seat, Shared, TooFew, Worker, WorkerState};
+use handle::Inner;
+use watchers::Watchers;
 
 pub use engine::{Chosen, Driver, Engine, choose};
+pub use handle::Handle;
 pub use port_use::PortUse;
 pub use probe::{Finding, Lack, Probe};
 
@@ -305,145 +308,6 @@ impl Drop for Plane {
     }
 }
 
-/// Talks to a running [`Plane`]; from any thread, and of no effect once it has stopped.
-#[derive(Clone, Debug)]
-pub struct Handle(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    shared: Arc<Shared>,
-    budget: Budget,
-    watchers: Arc<Watchers>,
-    engine: Chosen,
-    memory: Arc<memory::Watch>,
-}
-
-impl Handle {
-    /// Which I/O driver runs, and why.
-    pub fn engine(&self) -> &Chosen {
-        &self.0.engine
-    }
-
-    /// What the last look at memory found; ample, of nothing known, before the first and where
-    /// nobody looks.
-    pub fn memory(&self) -> memory::Memory {
-        self.0.memory.seen()
-    }
-
-    /// Calls `callback` whenever memory becomes more or less scarce, from the thread that looks:
-    /// the next look waits for it, workers do not.
-    pub fn on_memory(&self, callback: Box<dyn Fn(&memory::Memory) + Send + Sync>) {
-        self.0.memory.on_change(Arc::from(callback));
-    }
-
-    /// Hands `table` to the workers; each goes over to it at its next turn. A table published
-    /// before a worker came to the last one takes that one's place.
-    pub fn publish(&self, table: Arc<Table>) {
-        let shared = &self.0.shared;
-        let plan = self.0.budget.plan(&table);
-        shared.announce(|| shared.published.store(Arc::new(Published { table, plan })));
-    }
-
-    /// What every worker runs now.
-    pub fn report(&self) -> Report {
-        let shared = &self.0.shared;
-        let now = clock::now();
-        let workers = shared.states.iter().zip(shared.counters.iter()).enumerate();
-        let workers = workers.map(|(worker, (state, counters))| {
-            let state = state.load();
-            Arc::new(WorkerReport {
-                worker,
-                generation: state.generation,
-                heartbeat: now.since(Time::from_micros(counters.heartbeat.value())),
-                listeners: state.listeners.clone(),
-            })
-        });
-        Report {
-            workers: workers.collect(),
-        }
-    }
-
-    /// Calls `callback` after every change of the report, from a thread of its own; several
-    /// changes may make one call. Workers do not wait for it, other callbacks do.
-    pub fn on_change(&self, callback: Box<dyn Fn() + Send + Sync>) {
-        self.0.watchers.lock().callbacks.push(Arc::from(callback));
-        // What changed before it was there is told too.
-        self.0.shared.reporter.unpark();
-    }
-
-    /// Blocks until every worker runs `generation` (or a later one) in full, each listener being
-    /// open or known not to be; false if `timeout` passes first.
-    pub fn wait(&self, generation: u64, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
-        let watchers = &self.0.watchers;
-        let mut state = watchers.lock();
-        while self.report().generation() < generation {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            state = watchers.wait(state, left);
-        }
-        true
-    }
-
-    /// Every counter now.
-    pub fn stats(&self) -> Snapshot {
-        let shared = &self.0.shared;
-        let mut snapshot = Snapshot {
-            workers: shared
-                .counters
-                .iter()
-                .map(|c| WorkerTotals::from(&**c))
-                .collect(),
-            ..Snapshot::default()
-        };
-        for state in &shared.states {
-            let state = state.load();
-            state
-                .counters
-                .iter()
-                .for_each(|(_, counters)| snapshot.add(counters));
-            state
-                .retired
-                .iter()
-                .for_each(|counters| snapshot.add(counters));
-        }
-        snapshot
-    }
-
-    /// Takes no new work from now on, and ends at `deadline` from now what lives then; a later
-    /// call moves the end. Who has finished its TCP handshake is still served: listeners close a
-    /// quarter of a second later, when handshakes under way have ended too.
-    pub fn drain(&self, deadline: Duration) {
-        let shared = &self.0.shared;
-        let until = (clock::now() + deadline)
-            .as_micros()
-            .min(Shared::NO_DRAIN - 1);
-        shared.announce(|| shared.drain_until.store(until, Ordering::Release));
-    }
-
-    /// Has a drain ended: no listener, no connection, no flow?
-    pub fn is_drained(&self) -> bool {
-        self.0
-            .shared
-            .states
-            .iter()
-            .all(|state| state.load().drained)
-    }
-
-    /// How many connections and flows live now.
-    pub fn active(&self) -> (u64, u64) {
-        let counters = self.0.shared.counters.iter();
-        counters.fold((0, 0), |(connections, flows), worker| {
-            (
-                connections + worker.connections_active.value(),
-                flows + worker.flows_active.value(),
-            )
-        })
-    }
-}
-
 /// What all threads share, before any of them runs.
 fn shared(
     workers: usize,
@@ -531,64 +395,4 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
     builder
         .spawn(body)
         .map_err(|source| StartError::Thread { name, source })
-}
-
-type Callback = Arc<dyn Fn() + Send + Sync>;
-
-/// Those who want to hear of changed reports. Workers only unpark the thread that tells them.
-#[derive(Default)]
-struct Watchers {
-    state: Mutex<WatcherState>,
-    told: Condvar,
-    stop: AtomicBool,
-}
-
-#[derive(Default)]
-struct WatcherState {
-    callbacks: Vec<Callback>,
-}
-
-impl Watchers {
-    fn lock(&self) -> MutexGuard<'_, WatcherState> {
-        // Nothing panics while it is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, WatcherState>,
-        timeout: Duration,
-    ) -> MutexGuard<'a, WatcherState> {
-        let waited = self.told.wait_timeout(state, timeout);
-        waited.unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    /// Ends the thread that tells them.
-    fn end(&self, reporter: &thread::Thread) {
-        self.stop.store(true, Ordering::Release);
-        reporter.unpark();
-    }
-
-    /// The life of the thread that tells them.
-    fn run(&self) {
-        while !self.stop.load(Ordering::Acquire) {
-            // An unpark between here and the park makes that return at once.
-            let callbacks = {
-                let state = self.lock();
-                self.told.notify_all();
-                state.callbacks.clone()
-            };
-            for callback in callbacks {
-                // A callback that panics is its owner's bug, and no reason to fall silent.
-                let _ = catch_unwind(AssertUnwindSafe(|| callback()));
-            }
-            thread::park();
-        }
-    }
-}
-
-impl fmt::Debug for Watchers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Watchers").finish_non_exhaustive()
-    }
 }
