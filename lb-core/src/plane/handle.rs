@@ -13,7 +13,7 @@ use crate::table::Table;
 use crate::time::Time;
 use crate::worker::{Budget, Published, Report, Shared, WorkerReport};
 
-/// Talks to a running [`Plane`]; from any thread, and of no effect once it has stopped.
+/// Talks to a running [`Plane`](super::Plane); from any thread, and of no effect once it has stopped.
 #[derive(Clone, Debug)]
 pub struct Handle(pub(super) Arc<Inner>);
 
