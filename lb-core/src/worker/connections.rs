@@ -185,7 +185,7 @@ impl<C: Drive> Connections<C> {
         }
     }
 
-    /// Takes one out that is to live on elsewhere.
+    /// Takes one out, which is over or is to live on elsewhere: it is no longer this worker's.
     pub(crate) fn give_up(&mut self, cx: &mut Cx, key: Key) -> Option<C> {
         let connection = self.all.remove(key)?;
         cx.counters.connections_active.sub(1);

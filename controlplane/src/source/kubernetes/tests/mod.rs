@@ -1044,9 +1044,8 @@ fn k1_the_real_times_notice_a_silent_watch_within_15_s() {
     server.put(service("shop", "web", 81));
     harness.until("noticed", |now| now.ports("shop/web") == [81]);
     let took = begun.elapsed();
-    let Times { watch, slack, .. } = Times::default();
-    assert!(watch + slack < Duration::from_secs(15));
-    // A busy machine gets some more; the client's own limit would be 295 s.
+    // The times themselves are 13 s, which the test beside it holds to 15; a busy machine gets some more. The client's
+    // own limit would be 295 s.
     assert!(
         took > Duration::from_secs(10) && took < Duration::from_secs(20),
         "{took:?}"
